@@ -1,0 +1,1 @@
+"""Experiment scripts: everything with a side effect lives here, outside the wheel."""
