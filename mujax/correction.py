@@ -1,0 +1,190 @@
+"""Correcting the retain gradient by the forgetting gradient (UFG, CUFG).
+
+CUFG: *CUFG: Curriculum Unlearning Guided by the Forgetting Gradient*,
+arXiv:2509.14633.
+
+The forgetting gradient points where forgetting leads, the retain gradient where
+fine-tuning leads. Where they agree enough in some tensor, the corrector walks along
+their sum of unit vectors; elsewhere the retain gradient stays as it is. All functions
+take two trees of one structure; norms and cosines are float32 and safe at zero.
+"""
+
+from collections.abc import Iterable
+
+import jax
+import jax.numpy as jnp
+
+from mujax import gradients
+from mujax._trees import PyTree, check_like
+
+
+def forgetting_gradient(
+    loss_fn: gradients.LossFn, params: PyTree, batches: Iterable[PyTree]
+) -> PyTree:
+    r"""The gradient that ascends the loss of the forget set.
+
+    .. math:: g_f = \nabla_\theta \left( -\ell(\theta; D_f) \right)
+
+    Every example counts alike, also when the batches have different sizes.
+
+    Args:
+      loss_fn: ``(params, batch) -> scalar``, the mean loss of a batch in evaluation
+        mode.
+      params: the current parameters.
+      batches: batches of the forget set, or of the current stage.
+
+    Returns:
+      A float32 tree of the structure and shapes of ``params``.
+
+    Raises:
+      ValueError: there is no batch.
+
+    Example:
+      >>> loss_fn = lambda w, x: jnp.mean(w * x)
+      >>> forgetting_gradient(loss_fn, jnp.float32(1), [jnp.array([2.0, 4.0])])
+      Array(-3., dtype=float32)
+    """
+    mean = gradients.mean_gradient(loss_fn, params, batches)
+    return jax.tree.map(jnp.negative, mean)
+
+
+def conflict(retain_grads: PyTree, forget_grads: PyTree) -> PyTree:
+    r"""Cosine of the two gradients, tensor by tensor.
+
+    .. math:: c_l = \langle \hat g_r^l, \hat g_f^l \rangle
+
+    A tensor whose norm is zero in either tree gives 0.
+
+    Args:
+      retain_grads: gradients of the retain loss.
+      forget_grads: forgetting gradients, of the same structure and shapes.
+
+    Returns:
+      A tree of float32 scalars in [-1, 1].
+
+    Raises:
+      ValueError: the trees differ; the message names the leaf.
+
+    Example:
+      >>> conflict({"w": jnp.array([1.0, 0.0])}, {"w": jnp.array([3.0, 4.0])})
+      {'w': Array(0.6, dtype=float32)}
+    """
+    check_like(forget_grads, retain_grads, "forget_grads", "retain_grads")
+    return jax.tree.map(
+        lambda r, f: jnp.sum(_unit(r) * _unit(f)), retain_grads, forget_grads
+    )
+
+
+def correct(
+    retain_grads: PyTree,
+    forget_grads: PyTree,
+    *,
+    threshold: jax.typing.ArrayLike,
+    forget_weight: jax.typing.ArrayLike,
+    per_tensor: bool = False,
+    weighted_norm: bool = False,
+) -> PyTree:
+    r"""Bends the retain gradient towards the forgetting gradient.
+
+    If any tensor has :math:`c_l > \tau`, every tensor becomes
+
+    .. math::
+      u^l = \frac{\hat g_r^l + \lambda \hat g_f^l}
+                 {\lVert \hat g_r^l + \hat g_f^l \rVert + 10^{-8}}
+
+    with hats for unit norm; otherwise :math:`u = g_r`.
+
+    Args:
+      retain_grads: gradients of the retain loss.
+      forget_grads: forgetting gradients, of the same structure and shapes.
+      threshold: :math:`\tau`; ``-inf`` always combines, 1 never does.
+      forget_weight: :math:`\lambda`.
+      per_tensor: let each tensor decide for itself instead of any for all.
+      weighted_norm: divide by the norm of the weighted sum,
+        :math:`\lVert \hat g_r^l + \lambda \hat g_f^l \rVert + 10^{-8}`.
+
+    Returns:
+      A tree of the structure, shapes and dtypes of ``retain_grads``.
+
+    Raises:
+      ValueError: the trees differ; the message names the leaf.
+
+    Example:
+      >>> correct(
+      ...     {"w": jnp.array([2.0, 0.0])},
+      ...     {"w": jnp.array([0.0, 5.0])},
+      ...     threshold=-0.1,
+      ...     forget_weight=1.0,
+      ... )["w"].round(3)
+      Array([0.707, 0.707], dtype=float32)
+
+    Reference:
+      `CUFG (2025) <https://arxiv.org/abs/2509.14633>`_, gradient corrector.
+    """
+    fires = jax.tree.map(lambda c: c > threshold, conflict(retain_grads, forget_grads))
+    if not per_tensor:
+        anywhere = jnp.any(jnp.array(jax.tree.leaves(fires)))
+        fires = jax.tree.map(lambda _: anywhere, fires)
+
+    def corrected(fire, retain, forget):
+        r, f = _unit(retain), _unit(forget)
+        combined = r + forget_weight * f
+        norm = _norm(combined if weighted_norm else r + f)
+        return jnp.where(fire, (combined / (norm + 1e-8)).astype(retain.dtype), retain)
+
+    return jax.tree.map(corrected, fires, retain_grads, forget_grads)
+
+
+def project_conflicts(
+    retain_grads: PyTree,
+    forget_grads: PyTree,
+    *,
+    forget_weight: jax.typing.ArrayLike = 1.0,
+) -> PyTree:
+    r"""PCGrad's rule in place of the corrector: drop what opposes the other gradient.
+
+    Where :math:`\langle g_r, g_f \rangle < 0` in a tensor, each gradient loses its
+    component along the other; the result is :math:`g_r' + \lambda g_f'`.
+
+    Args:
+      retain_grads: gradients of the retain loss.
+      forget_grads: forgetting gradients, of the same structure and shapes.
+      forget_weight: :math:`\lambda`.
+
+    Returns:
+      A tree of the structure, shapes and dtypes of ``retain_grads``.
+
+    Raises:
+      ValueError: the trees differ; the message names the leaf.
+
+    Example:
+      >>> project_conflicts(jnp.array([1.0, 0.0]), jnp.array([-1.0, 1.0]))
+      Array([0.5, 1.5], dtype=float32)
+
+    Reference:
+      `Yu et al. (2020) <https://arxiv.org/abs/2001.06782>`_, algorithm 1.
+    """
+    check_like(forget_grads, retain_grads, "forget_grads", "retain_grads")
+
+    def project(retain, forget):
+        r, f = retain.astype(jnp.float32), forget.astype(jnp.float32)
+        opposed = jnp.minimum(jnp.sum(r * _unit(f)), 0)
+        r_free = r - opposed * _unit(f)
+        f_free = f - jnp.minimum(jnp.sum(f * _unit(r)), 0) * _unit(r)
+        return (r_free + forget_weight * f_free).astype(retain.dtype)
+
+    return jax.tree.map(project, retain_grads, forget_grads)
+
+
+def _unit(x: jax.Array) -> jax.Array:
+    """Unit vector in float32; zero stays zero, and tiny entries do not underflow."""
+    x = x.astype(jnp.float32)
+    largest = jnp.max(jnp.abs(x), initial=0.0)
+    x = x / jnp.where(largest > 0, largest, 1)
+    norm = _norm(x)
+    return x / jnp.where(norm > 0, norm, 1)
+
+
+def _norm(x: jax.Array) -> jax.Array:
+    """Euclidean norm of all entries; flattening would gather a sharded leaf."""
+    return jnp.sqrt(jnp.sum(jnp.square(x)))

@@ -1,0 +1,27 @@
+"""Published methods, one file each, as triples ``(init, step, finish)``.
+
+:mod:`mujax.methods.base` says what the three functions take and return.
+"""
+
+from mujax.methods.base import FORGET as FORGET
+from mujax.methods.base import RETAIN as RETAIN
+from mujax.methods.base import DataUse as DataUse
+from mujax.methods.base import LossFn as LossFn
+from mujax.methods.base import Method as Method
+from mujax.methods.base import State as State
+from mujax.methods.base import StepInfo as StepInfo
+from mujax.methods.base import trainable_fraction as trainable_fraction
+from mujax.methods.base import with_data as with_data
+from mujax.methods.cufg import cufg as cufg
+from mujax.methods.cufg import released_forget_weight as released_forget_weight
+from mujax.methods.cufg import released_threshold as released_threshold
+from mujax.methods.cufg import ufg as ufg
+from mujax.methods.finetune import finetune as finetune
+from mujax.methods.finetune import retrain as retrain
+from mujax.methods.gradient_ascent import gradient_ascent as gradient_ascent
+from mujax.methods.gradient_ascent import neggrad_plus as neggrad_plus
+from mujax.methods.salun import random_label as random_label
+from mujax.methods.salun import salun as salun
+from mujax.methods.salun import salun_soft as salun_soft
+from mujax.methods.semu import semu as semu
+from mujax.methods.semu import semu_retain as semu_retain

@@ -1,0 +1,148 @@
+"""SEMU: train only a small core of the forget gradient's singular directions.
+
+*SEMU: Singular Value Decomposition for Efficient Machine Unlearning*,
+arXiv:2502.07587.
+
+Each kernel becomes :math:`W_0 + U R V^T` with the bases of its forget gradient and
+:math:`R = 0` at the start; only the cores R train, on wrong labels and, in the main
+form, without any retain data. Everything else is frozen, and the model runs in
+evaluation mode throughout, so that forget data cannot move its statistics.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mujax import gradients, labels, subspace
+from mujax._trees import select
+from mujax.methods import base
+
+
+def semu(
+    loss_fn: base.LossFn,
+    optimizer: optax.GradientTransformation,
+    *,
+    energy: float = 0.95,
+    orthogonal: bool = True,
+    eval_loss_fn: base.LossFn | None = None,
+    axis_name: str | None = None,
+    **basis_options: Any,
+) -> base.Method:
+    r"""Descends :math:`\ell(D_f, y')`, :math:`y' \ne y`, over the cores alone.
+
+    ``init`` takes the SVD of :math:`G = \sum_b \nabla \ell(b)` over the forget batches
+    with their true labels. A mask given to ``init`` restricts both: it is applied to
+    G, and to :math:`U R V^T` where it enters the weights, so that masked weights stay
+    bit-identical.
+
+    Args:
+      loss_fn: ``(params, model_state, batch, key) -> (loss, (model_state, aux))``.
+      optimizer: any optax transform; its weight decay acts on the cores.
+      energy: :math:`\gamma`, the share of the squared singular values to reach.
+      orthogonal: remove the direction of the weights from the gradient first.
+      eval_loss_fn: the loss in evaluation mode, used throughout; ``loss_fn`` if None.
+      axis_name: mapped axis to average over.
+      **basis_options: passed to :func:`mujax.subspace.svd_bases`, such as ``rank``.
+
+    Returns:
+      The method; reads the forget set, relabelled every epoch; the statistics stay.
+
+    Example:
+      >>> def loss_fn(params, model_state, batch, key):
+      ...     return jnp.mean(batch @ params["w"]), (model_state, None)
+      >>> method = semu(loss_fn, optax.sgd(1.0), orthogonal=False)
+      >>> params, batch = {"w": jnp.zeros((2, 2))}, jnp.array([[2.0, 0.0]])
+      >>> state = method.init(params, forget_batches=[batch])
+      >>> [core.shape for core in state.trained]
+      [(1, 1)]
+      >>> method.finish(method.step(state, batch)[0])[0]["w"].round(3)
+      Array([[-1., -1.],
+             [ 0.,  0.]], dtype=float32)
+
+    Reference:
+      `SEMU (2025) <https://arxiv.org/abs/2502.07587>`_.
+    """
+    return _semu(
+        loss_fn if eval_loss_fn is None else eval_loss_fn,
+        optimizer,
+        passes=((base.FORGET,),),
+        energy=energy,
+        orthogonal=orthogonal,
+        axis_name=axis_name,
+        **basis_options,
+    )
+
+
+def semu_retain(
+    loss_fn: base.LossFn,
+    optimizer: optax.GradientTransformation,
+    *,
+    energy: float = 0.95,
+    orthogonal: bool = True,
+    eval_loss_fn: base.LossFn | None = None,
+    axis_name: str | None = None,
+    **basis_options: Any,
+) -> base.Method:
+    r"""SEMU on :math:`D_f` with wrong labels and :math:`D_r` with true ones, shuffled.
+
+    Args as in :func:`semu`.
+
+    Returns:
+      The method; reads both sets in one pass; the statistics stay.
+
+    Example:
+      >>> loss_fn = lambda p, s, b, k: (p, (s, None))
+      >>> semu_retain(loss_fn, optax.sgd(0.1)).data_use.passes
+      (('forget', 'retain'),)
+
+    Reference:
+      `SEMU (2025) <https://arxiv.org/abs/2502.07587>`_.
+    """
+    return _semu(
+        loss_fn if eval_loss_fn is None else eval_loss_fn,
+        optimizer,
+        passes=((base.FORGET, base.RETAIN),),
+        energy=energy,
+        orthogonal=orthogonal,
+        axis_name=axis_name,
+        **basis_options,
+    )
+
+
+def _semu(
+    loss_fn, optimizer, *, passes, energy, orthogonal, axis_name, **basis_options
+):
+    """Both forms; they differ in the data that an epoch reads."""
+
+    def start(params, model_state, forget_batches, mask):
+        batches = base.need_forget_batches(forget_batches, "SEMU's bases")
+        loss = base.plain_loss(loss_fn, model_state)
+        grads = gradients.sum_gradients(loss, params, batches)
+        if mask is not None:
+            grads = select(mask, grads, jax.tree.map(jnp.zeros_like, grads))
+        bases = subspace.svd_bases(
+            grads, energy, params if orthogonal else None, **basis_options
+        )
+        return base.Start(subspace.init_cores(bases), (params, bases, mask))
+
+    def merge(cores, fixed):
+        params, bases, mask = fixed
+        moved = subspace.apply_cores(params, bases, cores)
+        return moved if mask is None else select(mask, moved, params)
+
+    return base.descend(
+        loss_fn,
+        optimizer,
+        base.DataUse(
+            passes=passes,
+            relabel=functools.partial(labels.random_labels, exclude_true=True),
+            epochs=10,
+        ),
+        start=start,
+        merge=merge,
+        moves_statistics=False,
+        axis_name=axis_name,
+    )

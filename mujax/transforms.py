@@ -1,0 +1,338 @@
+"""The optax face of the library: masks, corrected gradients, subspaces, thresholds.
+
+Each is a transform for :func:`optax.chain`, with any optimiser, any model library,
+``jit``, ``vmap`` and any sharding. Put :func:`mask_updates` **last**: what stands
+behind it can move a frozen weight again, what stands before it cannot. Transforms
+that combine two gradients take the second as ``update(..., forget_grads=...)``; all
+of them accept and ignore extra arguments that they do not know.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mujax import correction, saliency, subspace
+from mujax._trees import PyTree, check_like
+
+Scalar = float | jax.Array | optax.Schedule
+
+
+def mask_updates(mask: PyTree) -> optax.GradientTransformationExtraArgs:
+    r"""Zeroes the updates of frozen weights, :math:`u \leftarrow m \odot u`.
+
+    Last in the chain it freezes exactly: the weight's bits never change, whatever
+    the optimiser, weight decay, momentum or clipping before it do. With a mask that
+    is true everywhere the chain equals the chain without it.
+
+    Args:
+      mask: a boolean tree of the structure and shapes of the parameters; true
+        entries move.
+
+    Returns:
+      A stateless transform.
+
+    Raises:
+      ValueError: the mask does not fit the parameters; the message names the leaf.
+
+    Example:
+      >>> import optax
+      >>> mask = {"w": jnp.array([True, False])}
+      >>> tx = optax.chain(optax.sgd(0.5), mask_updates(mask))
+      >>> params = {"w": jnp.ones(2)}
+      >>> updates, _ = tx.update(params, tx.init(params), params)
+      >>> optax.apply_updates(params, updates)
+      {'w': Array([0.5, 1. ], dtype=float32)}
+
+    Reference:
+      `Fan et al. (2024) <https://arxiv.org/abs/2310.12508>`_, equation 5.
+    """
+
+    def init_fn(params):
+        check_like(mask, params, "mask", "params")
+        return optax.EmptyState()
+
+    def update_fn(updates, state, params=None, **extra_args):
+        del params, extra_args
+        check_like(mask, updates, "mask", "updates")
+        # Negative zero is the neutral element of addition: a weight of -0.0 plus 0.0
+        # would turn into 0.0 and no longer be bit-identical.
+        masked = jax.tree.map(
+            lambda m, u: jnp.where(m, u, jnp.asarray(-0.0, u.dtype)), mask, updates
+        )
+        return masked, state
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+class CombineGradientsState(NamedTuple):
+    """State of a transform that combines two gradients.
+
+    Attributes:
+      count: number of updates so far, shape (), int32.
+    """
+
+    count: jax.Array
+
+
+def correct_updates(
+    threshold: Scalar,
+    forget_weight: Scalar,
+    *,
+    per_tensor: bool = False,
+    weighted_norm: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    """Corrects the retain gradient by the forgetting gradient (UFG, CUFG).
+
+    First in the chain: the optimiser then sees the corrected gradient. See
+    :func:`mujax.correction.correct` for the formula and the options.
+
+    Args:
+      threshold: cosine above which the corrector fires; a number or a schedule of
+        the step.
+      forget_weight: weight of the forgetting direction; a number or a schedule.
+      per_tensor: let each tensor decide for itself.
+      weighted_norm: normalise by the weighted sum.
+
+    Returns:
+      A transform whose ``update`` needs the keyword ``forget_grads``.
+
+    Raises:
+      ValueError: the two gradients differ in structure or shape.
+
+    Example:
+      >>> import optax
+      >>> tx = optax.chain(correct_updates(-0.5, 1.0), optax.sgd(1.0))
+      >>> params = jnp.zeros(2)
+      >>> updates, _ = tx.update(
+      ...     jnp.array([2.0, 0.0]),
+      ...     tx.init(params),
+      ...     params,
+      ...     forget_grads=jnp.array([0.0, 3.0]),
+      ... )
+      >>> updates.round(3)
+      Array([-0.707, -0.707], dtype=float32)
+
+    Reference:
+      `CUFG (2025) <https://arxiv.org/abs/2509.14633>`_.
+    """
+
+    def rule(retain_grads, forget_grads, count):
+        return correction.correct(
+            retain_grads,
+            forget_grads,
+            threshold=_at(threshold, count),
+            forget_weight=_at(forget_weight, count),
+            per_tensor=per_tensor,
+            weighted_norm=weighted_norm,
+        )
+
+    return _combine_gradients(rule)
+
+
+def project_conflicting_updates(
+    forget_weight: Scalar = 1.0,
+) -> optax.GradientTransformationExtraArgs:
+    """PCGrad's rule in place of the corrector.
+
+    Args:
+      forget_weight: weight of the forgetting gradient; a number or a schedule.
+
+    Returns:
+      A transform whose ``update`` needs the keyword ``forget_grads``; see
+      :func:`mujax.correction.project_conflicts`.
+
+    Example:
+      >>> tx = project_conflicting_updates()
+      >>> retain, forget = jnp.array([1.0, 0.0]), jnp.array([-1.0, 1.0])
+      >>> tx.update(retain, tx.init(retain), forget_grads=forget)[0]
+      Array([0.5, 1.5], dtype=float32)
+    """
+
+    def rule(retain_grads, forget_grads, count):
+        weight = _at(forget_weight, count)
+        return correction.project_conflicts(
+            retain_grads, forget_grads, forget_weight=weight
+        )
+
+    return _combine_gradients(rule)
+
+
+def blend_updates(retain_share: Scalar) -> optax.GradientTransformationExtraArgs:
+    r"""Weighs the two gradients, :math:`\alpha g_r + (1 - \alpha) g_f` (NegGrad+).
+
+    Args:
+      retain_share: :math:`\alpha` in [0, 1]; a number or a schedule.
+
+    Returns:
+      A transform whose ``update`` needs the keyword ``forget_grads``.
+
+    Example:
+      >>> tx = blend_updates(0.75)
+      >>> retain, forget = jnp.array([4.0]), jnp.array([8.0])
+      >>> tx.update(retain, tx.init(retain), forget_grads=forget)[0]
+      Array([5.], dtype=float32)
+    """
+
+    def rule(retain_grads, forget_grads, count):
+        share = _at(retain_share, count)
+        check_like(forget_grads, retain_grads, "forget_grads", "updates")
+        return jax.tree.map(
+            lambda r, f: (share * r + (1 - share) * f).astype(r.dtype),
+            retain_grads,
+            forget_grads,
+        )
+
+    return _combine_gradients(rule)
+
+
+def project_updates(
+    bases: PyTree, *, freeze_rest: bool = False
+) -> optax.GradientTransformationExtraArgs:
+    r"""Keeps the part of each kernel's update in SEMU's subspace, :math:`UU^TuVV^T`.
+
+    With SGD this walks exactly as training the cores does; with adaptive optimisers
+    put it last.
+
+    Args:
+      bases: from :func:`mujax.subspace.svd_bases`.
+      freeze_rest: also zero the updates of the leaves without a basis, as SEMU does.
+
+    Returns:
+      A stateless transform.
+
+    Raises:
+      ValueError: bases and updates differ in structure or shape.
+
+    Example:
+      >>> from mujax import subspace
+      >>> bases = subspace.svd_bases({"w": jnp.diag(jnp.array([2.0, 0.0]))})
+      >>> tx = project_updates(bases)
+      >>> updates = {"w": jnp.ones((2, 2))}
+      >>> tx.update(updates, tx.init(updates))[0]["w"].round(3)
+      Array([[1., 0.],
+             [0., 0.]], dtype=float32)
+
+    Reference:
+      `SEMU (2025) <https://arxiv.org/abs/2502.07587>`_.
+    """
+
+    def init_fn(params):
+        subspace.project(params, bases)
+        return optax.EmptyState()
+
+    def update_fn(updates, state, params=None, **extra_args):
+        del params, extra_args
+        projected = subspace.project(updates, bases)
+        if freeze_rest:
+            projected = jax.tree.map(
+                lambda basis, u: u if basis is not None else jnp.full_like(u, -0.0),
+                bases,
+                projected,
+                is_leaf=lambda x: x is None or isinstance(x, subspace.Basis),
+            )
+        return projected, state
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+class SoftThresholdState(NamedTuple):
+    """State of :func:`soft_threshold_updates`.
+
+    Attributes:
+      count: number of updates so far, shape (), int32.
+      anchor: the parameters at the start, from which distances are measured.
+    """
+
+    count: jax.Array
+    anchor: PyTree
+
+
+def soft_threshold_updates(
+    fraction: Scalar,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Pulls the weights that moved least back to the original (SalUn-soft).
+
+    With :math:`\Delta = \theta + u - \theta_0` the update leads to
+
+    .. math::
+      \theta_0 + \mathrm{sign}(\Delta) \max(|\Delta| - \gamma, 0)
+
+    where :math:`\gamma` is the :math:`\lfloor \rho_t N \rfloor`-th smallest
+    :math:`|\Delta|` of the whole tree, exactly. Last in the chain. The anchor
+    :math:`\theta_0` is what ``init`` is given, for the whole run.
+
+    Args:
+      fraction: :math:`\rho_t` in [0, 1]; SalUn-soft lets it fall to zero, e.g.
+        ``optax.linear_schedule(0.5, 0.0, total_steps)``.
+
+    Returns:
+      A transform whose ``update`` needs ``params``.
+
+    Raises:
+      ValueError: ``params`` is missing or does not fit the updates.
+
+    Example:
+      >>> import optax
+      >>> tx = optax.chain(optax.sgd(1.0), soft_threshold_updates(0.5))
+      >>> params = jnp.zeros(2)
+      >>> updates, _ = tx.update(jnp.array([1.0, -3.0]), tx.init(params), params)
+      >>> updates
+      Array([0., 2.], dtype=float32)
+
+    Reference:
+      `Fan et al. (2024) <https://arxiv.org/abs/2310.12508>`_, SalUn-soft.
+    """
+
+    def init_fn(params):
+        # A copy: the caller may donate the parameters to a jitted step.
+        anchor = jax.tree.map(jnp.copy, params)
+        return SoftThresholdState(jnp.zeros([], jnp.int32), anchor)
+
+    def update_fn(updates, state, params=None, **extra_args):
+        del extra_args
+        if params is None:
+            raise ValueError(
+                "soft_threshold_updates got params=None, wanted the parameters: call "
+                "update(updates, state, params)."
+            )
+        check_like(updates, params, "updates", "params")
+        moved = jax.tree.map(lambda p, u, a: (p - a) + u, params, updates, state.anchor)
+        distances = jax.tree.map(jnp.abs, moved)
+        total = sum(jnp.size(leaf) for leaf in jax.tree.leaves(distances))
+        rank = jnp.floor(_at(fraction, state.count) * jnp.float32(total))
+        gamma = saliency.kth_smallest(distances, rank.astype(jnp.int32))
+
+        def pull(delta, p, u, a):
+            shrunk = jnp.sign(delta) * jnp.maximum(jnp.abs(delta) - gamma, 0)
+            return ((a - p) + shrunk).astype(u.dtype)
+
+        pulled = jax.tree.map(pull, moved, params, updates, state.anchor)
+        count = optax.safe_increment(state.count)
+        return pulled, SoftThresholdState(count, state.anchor)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _combine_gradients(
+    rule: Callable[[PyTree, PyTree, jax.Array], PyTree],
+) -> optax.GradientTransformationExtraArgs:
+    """A transform that applies ``rule(updates, forget_grads, count)``."""
+
+    def init_fn(params):
+        del params
+        return CombineGradientsState(jnp.zeros([], jnp.int32))
+
+    def update_fn(updates, state, params=None, *, forget_grads, **extra_args):
+        del params, extra_args
+        combined = rule(updates, forget_grads, state.count)
+        return combined, CombineGradientsState(optax.safe_increment(state.count))
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _at(value: Scalar, count: jax.Array) -> jax.typing.ArrayLike:
+    """The value of a number or a schedule at a step."""
+    return value(count) if callable(value) else value
