@@ -3,13 +3,17 @@
 What the methods know of the data they must forget is a gradient: SalUn ranks its
 entries, SEMU takes its singular directions, CUFG bends the retain gradient with it.
 Each function here takes ``loss_fn(params, batch) -> scalar`` (the mean over the
-batch) and any iterable of batches, which may have different sizes.
+batch) and any iterable of batches, which may have different sizes. The same loss
+function compiles once; :class:`jax.tree_util.Partial` binds arrays to it without
+compiling anew for their values.
 """
 
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import Partial
 
 from mujax._trees import PyTree
 
@@ -21,19 +25,17 @@ def sum_gradients(
     params: PyTree,
     batches: Iterable[PyTree],
     *,
-    transform: Callable[[jax.Array], jax.Array] = lambda gradient: gradient,
-    weight: Callable[[PyTree], float] = lambda batch: 1.0,
+    transform: Callable[[jax.Array], jax.Array] = jnp.asarray,
 ) -> PyTree:
-    r"""Sums the gradients of the batches.
+    r"""Sums the gradients of the batches, each a mean over its batch.
 
-    .. math:: G = \sum_b w_b \, T(\nabla_\theta \ell(\theta; b))
+    .. math:: G = \sum_b T(\nabla_\theta \ell(\theta; b))
 
     Args:
       loss_fn: ``(params, batch) -> scalar``, the mean loss of a batch.
       params: any tree of floating-point arrays.
       batches: an iterable of batches; inside ``jit`` a list or a tuple.
-      transform: element-wise function of each batch's gradient.
-      weight: the weight of a batch; one by default.
+      transform: element-wise function T of each batch's gradient; identity by default.
 
     Returns:
       A float32 tree of the structure and shapes of ``params``.
@@ -46,23 +48,10 @@ def sum_gradients(
       >>> sum_gradients(loss_fn, jnp.float32(1), [jnp.ones(4), 2 * jnp.ones(2)])
       Array(3., dtype=float32)
     """
-
-    @jax.jit
-    def add(total, batch):
-        gradient = jax.grad(loss_fn)(params, batch)
-        return jax.tree.map(
-            lambda t, g: t + weight(batch) * transform(g.astype(jnp.float32)),
-            total,
-            gradient,
-        )
-
-    zero = jax.tree.map(lambda p: jnp.zeros(jnp.shape(p), jnp.float32), params)
-    total = None
+    loss_fn, total = _bound(loss_fn), None
     for batch in batches:
-        total = add(zero if total is None else total, batch)
-    if total is None:
-        raise ValueError("Got no batch, wanted at least one; is the data set empty?")
-    return total
+        total = _add_gradient(total, loss_fn, params, batch, transform=transform)
+    return _at_least_one(total)
 
 
 def mean_gradient(loss_fn: LossFn, params: PyTree, batches: Iterable[PyTree]) -> PyTree:
@@ -87,10 +76,42 @@ def mean_gradient(loss_fn: LossFn, params: PyTree, batches: Iterable[PyTree]) ->
       >>> mean_gradient(loss_fn, jnp.float32(1), [jnp.ones(3), 5 * jnp.ones(1)])
       Array(2., dtype=float32)
     """
-    batches = list(batches)
-    total = sum_gradients(loss_fn, params, batches, weight=_num_examples)
-    count = sum(_num_examples(batch) for batch in batches)
-    return jax.tree.map(lambda g: g / count, total)
+    loss_fn, total, count = _bound(loss_fn), None, 0
+    for batch in batches:
+        size = num_examples(batch)
+        total = _add_gradient(total, loss_fn, params, batch, float(size))
+        count += size
+    return jax.tree.map(lambda g: g / count, _at_least_one(total))
+
+
+def mean_squared_gradient(
+    loss_fn: LossFn, params: PyTree, batches: Iterable[PyTree]
+) -> PyTree:
+    r"""The mean over examples of their squared gradients: the diagonal Fisher.
+
+    .. math:: F = \frac{1}{n} \sum_i \left( \nabla_\theta \ell(\theta; x_i) \right)^2
+
+    Args:
+      loss_fn: ``(params, batch) -> scalar``; it is given batches of one example.
+      params: any tree of floating-point arrays.
+      batches: an iterable of batches, whose leaves lead with the example axis.
+
+    Returns:
+      A float32 tree of the structure and shapes of ``params``, all entries >= 0.
+
+    Raises:
+      ValueError: there is no batch.
+
+    Example:
+      >>> loss_fn = lambda w, x: jnp.mean(w * x)
+      >>> mean_squared_gradient(loss_fn, jnp.float32(0), [jnp.array([1.0, 3.0])])
+      Array(5., dtype=float32)
+    """
+    loss_fn, total, count = _bound(loss_fn), None, 0
+    for batch in batches:
+        total = _add_squares(total, loss_fn, params, batch)
+        count += num_examples(batch)
+    return jax.tree.map(lambda g: g / count, _at_least_one(total))
 
 
 def example_gradients(loss_fn: LossFn, params: PyTree, batch: PyTree) -> PyTree:
@@ -117,6 +138,38 @@ def example_gradients(loss_fn: LossFn, params: PyTree, batch: PyTree) -> PyTree:
     return jax.vmap(gradient)(batch)
 
 
-def _num_examples(batch: PyTree) -> int:
-    """Length of the leading axis."""
+def num_examples(batch: PyTree) -> int:
+    """Length of the leading axis of a batch's leaves."""
     return jax.tree.leaves(batch)[0].shape[0]
+
+
+@partial(jax.jit, static_argnames="transform")
+def _add_gradient(total, loss_fn, params, batch, weight=1.0, *, transform=jnp.asarray):
+    """Adds a batch's gradient, transformed and weighted, to a total or to nothing."""
+    gradient = jax.grad(loss_fn)(params, batch)
+    return _add(total, gradient, lambda g: weight * transform(g))
+
+
+@jax.jit
+def _add_squares(total, loss_fn, params, batch):
+    """Adds the sum of a batch's squared example gradients to a total or to nothing."""
+    gradients = example_gradients(loss_fn, params, batch)
+    return _add(total, gradients, lambda g: jnp.sum(jnp.square(g), 0))
+
+
+def _add(total, gradient, function):
+    """``total + function(gradient)`` leaf by leaf, in float32."""
+    terms = jax.tree.map(lambda g: function(g.astype(jnp.float32)), gradient)
+    return terms if total is None else jax.tree.map(jnp.add, total, terms)
+
+
+def _bound(loss_fn: LossFn) -> LossFn:
+    """The loss as a pytree, so that it passes through jit."""
+    return loss_fn if isinstance(loss_fn, Partial) else Partial(loss_fn)
+
+
+def _at_least_one(total: PyTree | None) -> PyTree:
+    """The total, or an error if there was no batch."""
+    if total is None:
+        raise ValueError("Got no batch, wanted at least one; is the data set empty?")
+    return total

@@ -94,24 +94,7 @@ def fisher_saliency(
       >>> fisher_saliency(loss_fn, jnp.float32(0), [jnp.array([1.0, 3.0])])
       Array(5., dtype=float32)
     """
-
-    @jax.jit
-    def add(total, batch):
-        squares = gradients.example_gradients(loss_fn, params, batch)
-        return jax.tree.map(
-            lambda t, g: t + jnp.sum(jnp.square(g.astype(jnp.float32)), 0),
-            total,
-            squares,
-        )
-
-    total = jax.tree.map(lambda p: jnp.zeros(jnp.shape(p), jnp.float32), params)
-    count = 0
-    for batch in batches:
-        total = add(total, batch)
-        count += jax.tree.leaves(batch)[0].shape[0]
-    if not count:
-        raise ValueError("Got no batch, wanted at least one; is the data set empty?")
-    return jax.tree.map(lambda t: t / count, total)
+    return gradients.mean_squared_gradient(loss_fn, params, batches)
 
 
 def top_fraction_mask(saliency: PyTree, fraction: float) -> PyTree:

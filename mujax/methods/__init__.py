@@ -10,6 +10,7 @@ from mujax.methods.base import LossFn as LossFn
 from mujax.methods.base import Method as Method
 from mujax.methods.base import State as State
 from mujax.methods.base import StepInfo as StepInfo
+from mujax.methods.base import plain_loss as plain_loss
 from mujax.methods.base import trainable_fraction as trainable_fraction
 from mujax.methods.base import with_data as with_data
 from mujax.methods.cufg import cufg as cufg

@@ -14,12 +14,14 @@ over the batch; methods that need an evaluation mode take a second one.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.tree_util import Partial
 
 from mujax import transforms
 from mujax._trees import PyTree, check_like, size
@@ -51,6 +53,9 @@ class DataUse:
       relabel: ``(key, labels, num_classes) -> labels``, applied to the forget set
         once an epoch; None leaves the labels true.
       epochs: number of epochs, in each stage.
+      microbatch_size: the companion is read in pieces of this many examples, so that
+        it must hold a multiple of them (pad it with examples of weight 0) or fewer;
+        None reads it at once.
       stages: number of curriculum stages; in each, the forget set is that stage's
         part, from :func:`mujax.curriculum.stage_indices`.
       fresh_start: train from new parameters instead of the original's.
@@ -60,6 +65,7 @@ class DataUse:
     companion: str | None = None
     relabel: Callable[[jax.Array, jax.Array, int], jax.Array] | None = None
     epochs: int = 10
+    microbatch_size: int | None = None
     stages: int = 1
     fresh_start: bool = False
 
@@ -139,7 +145,15 @@ def trainable_fraction(state: State, params: PyTree) -> float:
 
 def plain_loss(loss_fn: LossFn, model_state: PyTree) -> Callable[..., jax.Array]:
     """The loss as ``(params, batch) -> scalar``, for scores, bases and gradients."""
-    return lambda params, batch: loss_fn(params, model_state, batch, None)[0]
+    return Partial(_loss_alone(loss_fn), model_state)
+
+
+@functools.lru_cache(maxsize=64)
+def _loss_alone(loss_fn: LossFn) -> Callable[..., jax.Array]:
+    """One function for one loss, so that what is jitted with it compiles once."""
+    return lambda model_state, params, batch: loss_fn(params, model_state, batch, None)[
+        0
+    ]
 
 
 class Start(NamedTuple):
@@ -166,7 +180,6 @@ def descend(
     merge: Callable[[PyTree, PyTree], PyTree] = lambda trained, fixed: trained,
     moves_statistics: bool = True,
     forget_loss_fn: LossFn | None = None,
-    microbatch_size: int | None = None,
     refresh_every: int = 1,
     axis_name: str | None = None,
 ) -> Method:
@@ -182,7 +195,6 @@ def descend(
       moves_statistics: keep the model state that the loss returns.
       forget_loss_fn: if given, each step also computes the forgetting gradient
         :math:`\nabla(-\ell)` of this loss on ``forget_batch``.
-      microbatch_size: compute it in pieces of this many examples, for memory.
       refresh_every: recompute it every so many steps and reuse it in between.
       axis_name: average gradients, losses and model state over this mapped axis.
     """
@@ -242,7 +254,11 @@ def descend(
 
             def refreshed():
                 fresh = _forgetting_gradient(
-                    forget_loss_fn, state, forget_batch, forget_key, microbatch_size
+                    forget_loss_fn,
+                    state,
+                    forget_batch,
+                    forget_key,
+                    data_use.microbatch_size,
                 )
                 return _mean_over(axis_name, fresh)
 

@@ -74,10 +74,10 @@ def ufg(
             passes=((base.RETAIN,),),
             companion="sampled" if sampled else "whole",
             epochs=10,
+            microbatch_size=microbatch_size,
         ),
         forget_loss_fn=loss_fn if eval_loss_fn is None else eval_loss_fn,
         refresh_every=refresh_every,
-        microbatch_size=microbatch_size,
         axis_name=axis_name,
     )
 

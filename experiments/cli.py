@@ -1,0 +1,204 @@
+"""The command line of an experiment script, from a dataclass to an exit code.
+
+Bad input ends with exit code 2 and a line or two on standard error, an interruption
+with 130, a full disk with 1; none shows a traceback or loses what was computed.
+"""
+
+import contextlib
+import dataclasses
+import io
+import pathlib
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import Annotated, Any, TypeVar
+
+from typing_extensions import Doc
+
+from experiments.data import DataError
+from experiments.models import ModelError
+from experiments.recipes import Recipe
+from experiments.store import StoreError
+
+EXTENDABLE = ("methods", "seeds", "out", "keep_every", "command")
+"""Settings that say how much to do or where, not what: a folder may differ in them."""
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be; the message says what to do."""
+
+
+_overrides = dataclasses.make_dataclass(
+    "Overrides",
+    [
+        (f.name, Annotated[f.type | None, Doc(f.metadata["help"])], None)
+        for f in dataclasses.fields(Recipe)
+    ],
+    frozen=True,
+)
+Overrides: Any = _overrides
+"""A :class:`Recipe` whose fields are None where the searched value stands."""
+_NONE = Overrides()
+
+
+@dataclasses.dataclass(frozen=True)
+class StudyConfig:
+    """Settings that every experiment has."""
+
+    dataset: str = "digits"
+    """Data: digits, fashion_mnist, cifar10, cifar100, svhn, or npz:PATH."""
+    methods: str = "all"
+    """Methods to run, separated by commas, or all."""
+    seeds: int = 5
+    """Number of seeds; each redoes training as well."""
+    out: pathlib.Path | None = None
+    """Folder for the results; by default results/TASK."""
+    keep_every: float = 60.0
+    """Seconds between two checkpoints of a run in progress."""
+    train: Overrides = _NONE
+    """Recipe of the original model and of Retrain; None keeps the data set's own."""
+    recipe: Overrides = _NONE
+    """Recipe of the methods; None keeps the searched value of each."""
+
+    def __post_init__(self):
+        if self.seeds < 1:
+            raise ConfigError(f"--seeds {self.seeds}: give at least 1.")
+
+    @property
+    def task(self) -> str:
+        """Name of the task, for the default folder."""
+        raise NotImplementedError
+
+    @property
+    def folder(self) -> pathlib.Path:
+        """Where the results go."""
+        if self.out is not None:
+            return self.out
+        return pathlib.Path("results") / self.task.replace("/", "_").replace(":", "_")
+
+
+C = TypeVar("C", bound=StudyConfig)
+
+
+def main(
+    config_class: type[C],
+    script: Callable[[C], None],
+    prog: str,
+    arguments: Sequence[str] | None = None,
+) -> int:
+    """Parses the flags, runs the script, and turns what can go wrong into an exit code.
+
+    Args:
+      config_class: a dataclass; its fields are the flags, its docstring the help.
+      script: does the work.
+      prog: the command as a person types it.
+      arguments: of the command line; ``sys.argv[1:]`` by default.
+    """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        script(parse(config_class, prog, arguments))
+    except (ConfigError, DataError, ModelError, StoreError) as error:
+        print(f"{prog}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(
+            "\nInterrupted. What was finished is kept: the same command goes on.",
+            file=sys.stderr,
+        )
+        return 130
+    except OSError as error:
+        print(
+            f"{prog}: {error}. What was finished is kept: mend it, then run the same "
+            "command to go on.",
+            file=sys.stderr,
+        )
+        return 1
+    return 0
+
+
+def parse(config_class: type[C], prog: str, arguments: Sequence[str]) -> C:
+    """The configuration that the flags describe.
+
+    Raises:
+      ConfigError: a flag or a value is wrong.
+    """
+    import tyro  # not on every machine that runs experiments from Python
+
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(config_class, args=arguments, prog=prog)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise ConfigError(_first_words(said.getvalue())) from None
+
+
+def choose(names: str, known: Iterable[str]) -> list[str]:
+    """The names in a comma-separated list, in the known order.
+
+    Raises:
+      ConfigError: a name is unknown, or there is none.
+
+    >>> choose("salun,finetune", ["finetune", "salun", "semu"])
+    ['finetune', 'salun']
+    """
+    known = list(known)
+    if names == "all":
+        return known
+    wanted = [name.strip() for name in names.split(",") if name.strip()]
+    unknown = [name for name in wanted if name not in known]
+    if unknown or not wanted:
+        raise ConfigError(
+            f"--methods {names!r}: there is no method "
+            f"{', '.join(unknown) or 'in it'}. Choose from {', '.join(known)}, or all."
+        )
+    return [name for name in known if name in wanted]
+
+
+def override(recipe: Recipe, overrides: Any, group: str) -> Recipe:
+    """The recipe with what the command line gives.
+
+    Raises:
+      ConfigError: a number is out of its range.
+    """
+    changes = {k: v for k, v in dataclasses.asdict(overrides).items() if v is not None}
+    recipe = dataclasses.replace(recipe, **changes)
+    for name, (holds, wanted) in _RANGES.items():
+        value = getattr(recipe, name)
+        if not holds(value):
+            flag = name.replace("_", "-")
+            raise ConfigError(f"--{group}.{flag} {value}: give {wanted}.")
+    return recipe
+
+
+_POSITIVE = (lambda x: 0 < x < float("inf"), "a positive number")
+_COUNT = (lambda x: x >= 1, "at least 1")
+_SHARE = (lambda x: 0 <= x <= 1, "a share between 0 and 1")
+_NOT_NEGATIVE = (lambda x: 0 <= x < float("inf"), "a number of at least 0")
+_RANGES = {
+    "learning_rate": _POSITIVE,
+    "epochs": _COUNT,
+    "batch_size": _COUNT,
+    "momentum": _SHARE,
+    "weight_decay": _NOT_NEGATIVE,
+    "density": _SHARE,
+    "retain_share": _SHARE,
+    "energy": (lambda x: 0 < x <= 1, "a share above 0, up to 1"),
+    "rank": _NOT_NEGATIVE,
+    "stages": _COUNT,
+}
+
+
+def plain(config: StudyConfig) -> dict[str, Any]:
+    """The configuration as plain values, without overrides that are not given."""
+    values = dataclasses.asdict(config)
+    for group in ("train", "recipe"):
+        values[group] = {k: v for k, v in values[group].items() if v is not None}
+    return values
+
+
+def _first_words(box: str) -> str:
+    """What the parser says, out of its frame and on one line."""
+    lines = [line.strip("│╭╮╰╯─ ") for line in box.splitlines()[1:]]
+    end = next((i for i, line in enumerate(lines) if not line), len(lines))
+    return f"{' '.join(lines[:end])} See --help."

@@ -1,0 +1,265 @@
+"""Feeding a method: which examples each step sees, and epochs that run them.
+
+The loop follows a method's ``data_use`` and knows no method by name. What an epoch
+reads is a :class:`Plan` of indices and weights, drawn on the host from the run's seed
+and the epoch's number alone, so that a run that was cut off goes on as if it had not
+been. An epoch is one compiled scan over examples that lie on the device, or, where
+they do not fit there, a Python loop that gathers batches on the host.
+
+Weights average to one over a batch's examples, with 0 for padding, and a loss is the
+mean of weight × loss: sums over pieces and over devices then come out right.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mujax import methods
+
+Examples = Mapping[str, Any]
+
+
+class DivergedError(ArithmeticError):
+    """A run whose loss or parameters are no longer finite."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Feed:
+    """Examples and their parts.
+
+    Attributes:
+      examples: arrays that lead with the example axis, ``"label"`` among them; JAX
+        arrays are gathered on the device, NumPy arrays (or memory maps) on the host.
+      num_classes: number of labels, for relabelling.
+      forget: indices of the forget set, one array for each curriculum stage.
+      retain: indices of the retain set.
+    """
+
+    examples: Examples
+    num_classes: int
+    forget: tuple[np.ndarray, ...]
+    retain: np.ndarray
+
+
+class Plan(NamedTuple):
+    """What an epoch's steps read: S steps of B examples, and a companion's.
+
+    Attributes:
+      indices: of the batches, int32 (S, B).
+      weights: of their examples, float32 (S, B).
+      companion_indices: forget examples beside each step (S, B), or beside all (n,).
+      companion_weights: their weights.
+    """
+
+    indices: np.ndarray
+    weights: np.ndarray
+    companion_indices: np.ndarray | None = None
+    companion_weights: np.ndarray | None = None
+
+
+def run(
+    method: methods.Method,
+    state: methods.State,
+    feed: Feed,
+    *,
+    batch_size: int,
+    seed: tuple[int, ...],
+    start_epoch: int = 0,
+    on_epoch: Callable[[int, methods.State, float], None] = lambda *_: None,
+) -> methods.State:
+    """Runs a method's epochs, stage by stage.
+
+    Args:
+      method: the method; its data use says what is read.
+      state: from ``method.init``, or of a checkpoint after ``start_epoch`` epochs; it
+        is donated.
+      feed: the examples.
+      batch_size: examples a step.
+      seed: any numbers that tell this run from others.
+      start_epoch: number of epochs already done.
+      on_epoch: called as ``(epochs done, state, mean loss)`` after each epoch.
+
+    Returns:
+      The state after the last epoch.
+
+    Raises:
+      DivergedError: a loss is not finite.
+    """
+    use = method.data_use
+    key = jax.random.key(np.random.SeedSequence(seed).generate_state(1)[0])
+    epoch_fn = _scanned(method) if _on_device(feed) else _streamed(method)
+    for epoch in range(start_epoch, num_epochs(use)):
+        rng = np.random.default_rng((*seed, epoch))
+        forget = feed.forget[epoch // use.epochs]
+        plan = make_plan(use, forget, feed, batch_size, rng)
+        labels = feed.examples["label"]
+        epoch_key = jax.random.fold_in(key, epoch)
+        if use.relabel is not None:
+            whole = np.concatenate(feed.forget)
+            new = use.relabel(epoch_key, jnp.asarray(labels)[whole], feed.num_classes)
+            labels = jnp.asarray(labels).at[whole].set(new)
+        state, loss = epoch_fn(state, feed, labels, plan, epoch_key)
+        if not np.isfinite(loss):
+            raise DivergedError(f"The loss is {loss} after {epoch + 1} epochs.")
+        on_epoch(epoch + 1, state, loss)
+    return state
+
+
+def num_epochs(use: methods.DataUse) -> int:
+    """Epochs of all stages together."""
+    return use.epochs * use.stages
+
+
+def steps_per_epoch(use: methods.DataUse, feed: Feed, batch_size: int) -> int:
+    """Steps of one epoch; the largest stage counts."""
+    largest = max(feed.forget, key=len)
+    plan = make_plan(use, largest, feed, batch_size, np.random.default_rng(0))
+    return len(plan.indices)
+
+
+def make_plan(
+    use: methods.DataUse,
+    forget: np.ndarray,
+    feed: Feed,
+    batch_size: int,
+    rng: np.random.Generator,
+) -> Plan:
+    """Draws an epoch's order."""
+    parts = {methods.FORGET: forget, methods.RETAIN: feed.retain}
+    passes = [
+        _batches(rng.permutation(np.concatenate([parts[n] for n in names])), batch_size)
+        for names in use.passes
+    ]
+    indices, weights = (np.concatenate(x) for x in zip(*passes, strict=True))
+    if use.companion is None:
+        return Plan(indices, weights)
+    if use.companion == "sampled":
+        needed = indices.size
+        rounds = -(-needed // len(forget))
+        drawn = np.concatenate([rng.permutation(forget) for _ in range(rounds)])
+        drawn = drawn[:needed].reshape(indices.shape)
+        return Plan(indices, weights, drawn, np.ones_like(weights))
+    # All stages share one padded length, so that they share one compilation.
+    length = max(map(len, feed.forget))
+    piece = use.microbatch_size
+    if piece is not None and length > piece:
+        length = -(-length // piece) * piece
+    padded, weight = _pad(forget, length)
+    return Plan(indices, weights, padded, weight)
+
+
+def take(feed: Feed, labels: Any, indices: Any, weights: Any) -> dict[str, Any]:
+    """A batch: the examples' arrays, their labels now and in truth, their weights."""
+    batch = {name: array[indices] for name, array in feed.examples.items()}
+    true = batch["label"]
+    return batch | {"label": labels[indices], "true_label": true, "weight": weights}
+
+
+def in_order(feed: Feed, indices: np.ndarray, batch_size: int) -> list[dict[str, Any]]:
+    """Batches of a part in order, with true labels; the last may be smaller."""
+    labels = feed.examples["label"]
+    chunks = [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)]
+    return [
+        take(feed, labels, chunk, np.ones(len(chunk), np.float32)) for chunk in chunks
+    ]
+
+
+def _on_device(feed: Feed) -> bool:
+    """Whether the examples lie on the device."""
+    return all(isinstance(array, jax.Array) for array in feed.examples.values())
+
+
+@functools.lru_cache(maxsize=128)
+def _scanned(method: methods.Method) -> Callable:
+    """An epoch as one compiled scan; compiled once for a method."""
+    whole = method.data_use.companion == "whole"
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def scan(state, examples, labels, plan, key):
+        feed = Feed(examples, 0, (), np.empty(0))
+        companion = (plan.companion_indices, plan.companion_weights)
+        beside = take(feed, labels, *companion) if whole else None
+
+        def body(state, step):
+            i, indices, weights, drawn = step
+            batch = take(feed, labels, indices, weights)
+            forget_batch = beside if drawn is None else take(feed, labels, *drawn)
+            state, info = method.step(
+                state,
+                batch,
+                forget_batch=forget_batch,
+                key=jax.random.fold_in(key, i),
+            )
+            return state, info.loss
+
+        drawn = None if whole or companion[0] is None else companion
+        counter = jnp.arange(len(plan.indices))
+        steps = (counter, plan.indices, plan.weights, drawn)
+        return jax.lax.scan(body, state, steps)
+
+    def epoch(state, feed, labels, plan, key):
+        examples = dict(feed.examples)
+        state, losses = scan(state, examples, jnp.asarray(labels), plan, key)
+        return state, float(jnp.mean(losses))
+
+    return epoch
+
+
+@functools.lru_cache(maxsize=128)
+def _streamed(method: methods.Method) -> Callable:
+    """An epoch as a Python loop over batches gathered on the host."""
+    step = jax.jit(method.step, donate_argnums=0)
+
+    def epoch(state, feed, labels, plan, key):
+        labels = np.asarray(labels)
+        losses = []
+        beside = None
+        if method.data_use.companion == "whole":
+            beside = jax.device_put(
+                take(feed, labels, plan.companion_indices, plan.companion_weights)
+            )
+        for i, (indices, weights) in enumerate(
+            zip(plan.indices, plan.weights, strict=True)
+        ):
+            if method.data_use.companion == "sampled":
+                assert plan.companion_indices is not None
+                assert plan.companion_weights is not None
+                drawn = plan.companion_indices[i], plan.companion_weights[i]
+                beside = take(feed, labels, *drawn)
+            state, info = step(
+                state,
+                take(feed, labels, indices, weights),
+                forget_batch=beside,
+                key=jax.random.fold_in(key, i),
+            )
+            losses.append(info.loss)
+        return state, float(jnp.mean(jnp.stack(losses)))
+
+    return epoch
+
+
+def _batches(order: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices and weights (S, B) of a pass; the last batch is filled up at weight 0."""
+    steps = -(-len(order) // batch_size)
+    indices, _ = _pad(order, steps * batch_size)
+    indices = indices.reshape(steps, batch_size)
+    weights = np.ones((steps, batch_size), np.float32)
+    real = len(order) - (steps - 1) * batch_size
+    weights[-1] = np.where(np.arange(batch_size) < real, batch_size / real, 0)
+    return indices, weights
+
+
+def _pad(indices: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Repeats indices from the start up to a length, and weighs repetitions 0.
+
+    Real examples fill the padding because batch statistics do not know weights.
+    """
+    padded = np.resize(indices, length).astype(np.int32)
+    count = len(indices)
+    weights = np.where(np.arange(length) < count, length / count, 0)
+    return padded, weights.astype(np.float32)

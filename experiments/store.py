@@ -1,0 +1,256 @@
+"""The folder of a study: what is finished stays finished.
+
+::
+
+    config.json            the exact configuration
+    results.json           configuration, environment and a row for each finished run
+    records/METHOD-SEED.npz   its curves and outputs, for the report
+    checkpoints/METHOD/seed_N its parameters and model state (Orbax)
+    progress/METHOD-SEED/  where an unfinished run stands (Orbax), then removed
+
+Every file appears in one step and a run's row is written last, so that a kill at any
+moment loses no finished run. One process at a time holds the folder.
+"""
+
+import fcntl
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import shutil
+from collections.abc import Callable, Mapping
+from typing import Any, Self
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from experiments.report import to_json, write_atomically
+
+PACKAGES = ("mujax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+class StoreError(ValueError):
+    """A folder that cannot be used; the message says what to do."""
+
+
+class Store:
+    """A study's folder, held for this process. Use it in a ``with`` statement.
+
+    Args:
+      folder: made if it is not there.
+      config: plain values; those named in ``extendable`` may differ from the
+        configuration that the folder was begun with.
+      extendable: fields that only say how much to do, such as the number of seeds.
+
+    Raises:
+      StoreError: the folder is busy, unwritable, damaged, or of another study.
+    """
+
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        config: Mapping[str, Any],
+        extendable: tuple[str, ...] = (),
+    ):
+        self.folder = folder
+        self.config = json.loads(to_json(dict(config)))
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._lock = (folder / ".lock").open("w")
+        except OSError as error:
+            raise StoreError(
+                f"Cannot write to {folder}: {error.strerror}. Give another --out."
+            ) from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._lock.close()
+            raise StoreError(
+                f"Another run is busy in {folder}. Wait for it, or give another --out."
+            ) from error
+        try:
+            self._check_config(extendable)
+            self.rows = self._read_rows()
+            self._save(folder / "config.json", self.config)
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def __enter__(self) -> Self:
+        """The store itself."""
+        return self
+
+    def __exit__(self, *_) -> None:
+        """Lets the folder go."""
+        self._lock.close()
+
+    def row(self, method: str, seed: int) -> dict[str, Any] | None:
+        """The row of a finished run, or None."""
+        for row in self.rows:
+            if (row["method"], row["seed"]) == (method, seed):
+                return row
+        return None
+
+    def finish(
+        self,
+        row: dict[str, Any],
+        record: Mapping[str, np.ndarray],
+        checkpoint: Any | None,
+    ) -> None:
+        """Keeps a finished run: its record, its checkpoint, and last its row."""
+        method, seed = row["method"], row["seed"]
+        self._write_record(method, seed, record)
+        if checkpoint is not None:
+            save_checkpoint(self.checkpoint_path(method, seed), checkpoint)
+        self.rows.append(json.loads(to_json(row)))
+        self._save(self.folder / "results.json", self.results)
+        shutil.rmtree(self._progress(method, seed), ignore_errors=True)
+
+    @property
+    def results(self) -> dict[str, Any]:
+        """What ``results.json`` holds."""
+        environment = describe_environment()
+        return {"config": self.config, "environment": environment, "rows": self.rows}
+
+    def record(self, method: str, seed: int) -> dict[str, np.ndarray]:
+        """The arrays kept with a finished run."""
+        with np.load(self._record_path(method, seed)) as data:
+            return dict(data)
+
+    def checkpoint_path(self, method: str, seed: int) -> pathlib.Path:
+        """Folder of a run's parameters and model state."""
+        return self.folder / "checkpoints" / method / f"seed_{seed}"
+
+    def checkpoint(self, method: str, seed: int) -> Any:
+        """Parameters and model state of a finished run."""
+        return load_checkpoint(self.checkpoint_path(method, seed))
+
+    def save_progress(
+        self, method: str, seed: int, epoch: int, state: Any, notes: dict[str, Any]
+    ) -> None:
+        """Keeps where a run stands after an epoch, in place of what was kept before."""
+        folder = self._progress(method, seed)
+        leaves = {f"{i:05d}": leaf for i, leaf in enumerate(jax.tree.leaves(state))}
+        save_checkpoint(folder / f"epoch_{epoch}", leaves)
+        # The notes name the epoch: they turn the new checkpoint into the valid one.
+        self._save(folder / "notes.json", notes | {"epoch": epoch})
+        for old in folder.glob("epoch_*"):
+            if old.name != f"epoch_{epoch}":
+                shutil.rmtree(old, ignore_errors=True)
+
+    def load_progress(
+        self, method: str, seed: int, like: Callable[[], Any]
+    ) -> tuple[Any, dict[str, Any]] | None:
+        """State, in the structure of ``like()``, and notes of an unfinished run."""
+        folder = self._progress(method, seed)
+        try:
+            notes = json.loads((folder / "notes.json").read_text())
+            leaves = load_checkpoint(folder / f"epoch_{notes['epoch']}")
+        except (OSError, ValueError, KeyError):
+            return None
+        ordered = [leaves[name] for name in sorted(leaves)]
+        return jax.tree.unflatten(jax.tree.structure(like()), ordered), notes
+
+    def _progress(self, method: str, seed: int) -> pathlib.Path:
+        return self.folder / "progress" / f"{method}-{seed}"
+
+    def _record_path(self, method: str, seed: int) -> pathlib.Path:
+        return self.folder / "records" / f"{method}-{seed}.npz"
+
+    def _write_record(self, method, seed, record) -> None:
+        path = self._record_path(method, seed)
+        path.parent.mkdir(exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp.npz")
+        try:
+            np.savez_compressed(temporary, **record)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _save(self, path: pathlib.Path, value: Any) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, to_json(value).encode())
+
+    def _check_config(self, extendable: tuple[str, ...]) -> None:
+        begun = self._read("config.json")
+        if begun is None:
+            return
+        differing = [
+            f"{name}={begun.get(name)!r} there, {self.config.get(name)!r} now"
+            for name in sorted(begun.keys() | self.config.keys())
+            if name not in extendable and begun.get(name) != self.config.get(name)
+        ]
+        if differing:
+            raise StoreError(
+                f"{self.folder} holds a study of another configuration "
+                f"({'; '.join(differing)}). Give another --out, or the same flags."
+            )
+
+    def _read_rows(self) -> list[dict[str, Any]]:
+        results = self._read("results.json")
+        if results is None:
+            return []
+        rows = results.get("rows")
+        if not isinstance(rows, list) or not all(
+            isinstance(row, dict) and {"method", "seed"} <= row.keys() for row in rows
+        ):
+            raise StoreError(
+                f"{self.folder / 'results.json'} has no list of rows with method and "
+                "seed. Move it away to compute everything again, or mend it."
+            )
+        return rows
+
+    def _read(self, name: str) -> dict[str, Any] | None:
+        path = self.folder / name
+        if not path.exists():
+            return None
+        try:
+            value = json.loads(path.read_text())
+            if not isinstance(value, dict):
+                raise ValueError(f"it holds a {type(value).__name__}")
+        except (OSError, ValueError) as error:
+            raise StoreError(
+                f"{path} cannot be read ({error}). Move it away to begin anew, or give "
+                "another --out."
+            ) from error
+        return value
+
+
+def save_checkpoint(path: pathlib.Path, tree: Any) -> None:
+    """Writes a tree of arrays with Orbax, replacing what is there."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(path.absolute(), tree, force=True)
+
+
+def load_checkpoint(path: pathlib.Path) -> Any:
+    """Reads a tree of arrays as it was saved.
+
+    Raises:
+      ValueError: there is no checkpoint, or it is damaged.
+    """
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            return checkpointer.restore(path.absolute())
+    except Exception as error:  # Orbax raises whatever its storage does
+        reason = (str(error).splitlines() or ["no message"])[0]
+        raise ValueError(f"{path} is not a readable checkpoint: {reason}") from error
+
+
+def describe_environment() -> dict[str, Any]:
+    """Versions and devices, for the results."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    device = jax.devices()[0]
+    return {
+        "python": platform.python_version(),
+        **versions,
+        "platform": platform.platform(),
+        "device": f"{jax.device_count()} × {device.device_kind} ({device.platform})",
+        "cores": os.cpu_count(),
+    }
