@@ -5,12 +5,13 @@ every method over seeds, fills a table in as it goes, and leaves a folder with
 results, plots, checkpoints and a report. Run again it computes what is missing.
 """
 
+import copy
 import dataclasses
 import functools
 import pathlib
 import sys
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import jax.numpy as jnp
 import numpy as np
@@ -104,6 +105,14 @@ class Config(cli.StudyConfig):
         }[self.scenario]
         return f"{self.dataset}-{self.model}-{self.scenario}-{detail}"
 
+    @property
+    def recipe_tasks(self) -> list[str]:
+        """Names of the searched recipes that fit, the most specific first."""
+        general = f"{self.dataset}-{self.scenario}"
+        if self.scenario == "random":
+            return [f"{general}-{self.forget_fraction:g}", general]
+        return [general]
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
@@ -156,7 +165,7 @@ def resolve_recipes(config: Config) -> dict[str, recipes.Recipe]:
         "training": cli.override(training, config.train, "train"),
         **{
             name: cli.override(
-                recipes.recipe_for(config.dataset, config.scenario, name),
+                recipes.recipe_for(config.recipe_tasks, name),
                 config.recipe,
                 "recipe",
             )
@@ -191,6 +200,7 @@ class Bench:
             retain=split.retain,
         )
         self._originals: dict[int, Any] = {}
+        self._methods: dict[str, tuple[methods.Method, loop.Feed, int]] = {}
 
     def run(self, name: str, seed: int, display: Display) -> None:
         """Trains or unlearns, measures, and keeps the row."""
@@ -198,7 +208,7 @@ class Bench:
         checkpoint, record = None, {}
         try:
             result = study.execute(
-                self._prepare(name, seed),
+                self.prepare(name, seed),
                 self.store,
                 display,
                 self._curve,
@@ -229,7 +239,14 @@ class Bench:
         each = loop.steps_per_epoch(method.data_use, feed, batch_size)
         return each * loop.num_epochs(method.data_use)
 
-    def _prepare(self, name: str, seed: int) -> study.Run:
+    def with_recipe(self, name: str, recipe: recipes.Recipe) -> Self:
+        """A bench with the same data and originals where one method differs."""
+        other = copy.copy(self)
+        other.numbers = self.numbers | {name: recipe}
+        other._methods = {}
+        return other
+
+    def prepare(self, name: str, seed: int) -> study.Run:
         """The run of a method on a seed."""
         method, feed, batch_size = self._method(name)
         if method.data_use.fresh_start:
@@ -249,9 +266,13 @@ class Bench:
 
         return study.Run(name, seed, method, start, feed, batch_size)
 
-    @functools.lru_cache(maxsize=64)  # noqa: B019  (a bench lives as long as its study)
     def _method(self, name: str) -> tuple[methods.Method, loop.Feed, int]:
-        """A method, what it is fed and its batch size; one object for all seeds."""
+        """A method, what it is fed and its batch size; compiled once for all seeds."""
+        if name not in self._methods:
+            self._methods[name] = self._make_method(name)
+        return self._methods[name]
+
+    def _make_method(self, name: str) -> tuple[methods.Method, loop.Feed, int]:
         feed = self.feed
         if name in BASELINES:
             recipe = self.numbers["training"]

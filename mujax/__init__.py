@@ -1,3 +1,20 @@
-"""Machine unlearning in JAX."""
+"""Machine unlearning in JAX: masks, subspaces and corrected gradients that compose.
+
+Pure functions on pytrees (``saliency``, ``subspace``, ``correction``, ``curriculum``,
+``labels``, ``gradients``, ``diffusion``), their optax transforms (``transforms``),
+published methods made of both (``methods``), and how well it went (``metrics``;
+``auditing``, which needs scikit-learn and is imported by name).
+"""
+
+from mujax import correction as correction
+from mujax import curriculum as curriculum
+from mujax import diffusion as diffusion
+from mujax import gradients as gradients
+from mujax import labels as labels
+from mujax import methods as methods
+from mujax import metrics as metrics
+from mujax import saliency as saliency
+from mujax import subspace as subspace
+from mujax import transforms as transforms
 
 __version__ = "0.1.0"

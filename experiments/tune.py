@@ -1,0 +1,200 @@
+"""Searches each method's recipe against Retrain, on data that no report uses.
+
+``python -m experiments.tune --dataset digits --scenario random`` moves a fifth of the
+training images into a validation set that stands in for the test set, trains
+originals and Retrains on the rest with seeds of its own, and lets optuna look for the
+recipe whose mean gap to the validation Retrain is least. Every method gets the same
+number of trials, baselines too. The best recipe goes to ``experiments/configs`` with
+the gap that it reached. Run again, a finished method is not searched anew.
+"""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import optuna
+
+from experiments import classification, cli, data, evaluation, loop, recipes, study
+from experiments.models import build
+from experiments.progress import Display
+from experiments.report import to_json, write_atomically
+from experiments.store import Store
+
+FIRST_SEED = 1000  # far from the seeds of any report
+WORST = 100.0  # the gap of a run that diverged
+
+Trial = optuna.trial.Trial
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(classification.Config):
+    """Search recipes against a validation Retrain."""
+
+    seeds: int = 3
+    """Number of validation seeds; each redoes training as well."""
+    trials: int = 40
+    """Recipes to try for every method."""
+    validation_fraction: float = 0.2
+    """Share of the training images that stands in for the test set."""
+
+    @property
+    def task(self) -> str:
+        """Name of the task, for the default folder."""
+        return f"tune-{super().task}"
+
+
+def _optimisation(trial: Trial, low: float, high: float) -> dict[str, Any]:
+    return {
+        "learning_rate": trial.suggest_float("learning_rate", low, high, log=True),
+        "epochs": trial.suggest_int("epochs", 1, 15),
+        "cosine": trial.suggest_categorical("cosine", [False, True]),
+    }
+
+
+def _relabelling(trial: Trial) -> dict[str, Any]:
+    return _optimisation(trial, 1e-4, 0.1) | {
+        "joint": trial.suggest_categorical("joint", [False, True]),
+        "exclude_true": trial.suggest_categorical("exclude_true", [False, True]),
+    }
+
+
+def _masked(trial: Trial) -> dict[str, Any]:
+    return _relabelling(trial) | {"density": trial.suggest_float("density", 0.05, 0.95)}
+
+
+def _cores(trial: Trial) -> dict[str, Any]:
+    return _optimisation(trial, 1e-4, 0.3) | {
+        "energy": trial.suggest_float("energy", 0.5, 0.99),
+        "orthogonal": trial.suggest_categorical("orthogonal", [False, True]),
+    }
+
+
+def _correcting(trial: Trial) -> dict[str, Any]:
+    return _optimisation(trial, 1e-4, 0.1) | {
+        "threshold": trial.suggest_float("threshold", -1.0, 0.45),
+        "forget_weight": trial.suggest_float("forget_weight", 0.01, 2.0, log=True),
+        "forget_decay": trial.suggest_float("forget_decay", 0.5, 1.0),
+    }
+
+
+def _staged(trial: Trial) -> dict[str, Any]:
+    scores = list(evaluation.DIFFICULTIES)
+    return _correcting(trial) | {
+        "epochs": trial.suggest_int("epochs", 1, 5),
+        "stages": trial.suggest_int("stages", 2, 5),
+        "difficulty": trial.suggest_categorical("difficulty", scores),
+    }
+
+
+SPACES: Mapping[str, Callable[[Trial], dict[str, Any]]] = {
+    "finetune": lambda trial: _optimisation(trial, 1e-3, 0.3),
+    "gradient_ascent": lambda trial: _optimisation(trial, 1e-5, 0.05),
+    "random_label": _relabelling,
+    "neggrad_plus": lambda trial: (
+        _optimisation(trial, 1e-4, 0.1)
+        | {"retain_share": trial.suggest_float("retain_share", 0.5, 0.999)}
+    ),
+    "salun": _masked,
+    "salun_soft": _masked,
+    "semu": _cores,
+    "semu_retain": _cores,
+    "ufg": _correcting,
+    "cufg": _staged,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    return cli.main(Config, search, "experiments.tune", arguments)
+
+
+def search(config: Config) -> None:
+    """Searches what has no recipe of this many trials yet."""
+    chosen = cli.choose(config.methods, recipes.METHODS)
+    dataset = data.validation_split(
+        data.load(config.dataset), config.validation_fraction, FIRST_SEED
+    )
+    split = classification.make_split(config, dataset)
+    model = build(config.model, dataset.num_classes, dataset.input_shape)
+    numbers = classification.resolve_recipes(config)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    seeds = range(FIRST_SEED, FIRST_SEED + config.seeds)
+    extendable = (*cli.EXTENDABLE, "trials")
+    with Store(config.folder, cli.plain(config), extendable) as store:
+        bench = classification.Bench(
+            dataset, split, model, numbers, store, config.keep_every
+        )
+        with Display(1, lambda: "") as display:
+            for seed in seeds:
+                for name in classification.BASELINES:
+                    if store.row(name, seed) is None:
+                        bench.run(name, seed, display)
+        for name in chosen:
+            storage = f"sqlite:///{config.folder / 'trials.db'}"
+            log = optuna.create_study(
+                study_name=name,
+                storage=storage,
+                sampler=optuna.samplers.TPESampler(seed=0),
+                load_if_exists=True,
+            )
+            missing = config.trials - len(log.trials)
+            if missing > 0:
+                log.optimize(_objective(name, bench, seeds), n_trials=missing)
+            _keep(config.recipe_tasks[0], name, log)
+            print(f"{name}: gap {log.best_value:.2f} with {log.best_trial.params}")
+
+
+def _objective(
+    name: str, bench: classification.Bench, seeds: Sequence[int]
+) -> Callable[[Trial], float]:
+    """Mean gap to the validation Retrain over the seeds."""
+
+    def objective(trial: Trial) -> float:
+        recipe = dataclasses.replace(recipes.Recipe(), **SPACES[name](trial))
+        trial.set_user_attr("recipe", dataclasses.asdict(recipe))
+        trying = bench.with_recipe(name, recipe)
+        gaps = []
+        for seed in seeds:
+            reference = bench.store.row("retrain", seed)
+            assert reference is not None
+            gaps.append(_gap(trying, name, seed, reference))
+        return float(np.mean(gaps))
+
+    return objective
+
+
+def _gap(bench, name: str, seed: int, reference: dict[str, Any]) -> float:
+    """Gap of one run, without keeping anything of it."""
+    run = bench.prepare(name, seed)
+    try:
+        state = loop.run(
+            run.method,
+            run.start(),
+            run.feed,
+            batch_size=run.batch_size,
+            seed=study.run_seed(name, seed),
+        )
+    except loop.DivergedError:
+        return WORST
+    row = evaluation.measure(bench.evaluator.outputs(*run.method.finish(state)), seed)
+    return evaluation.compare(row, reference)["gap"] if "mia" in row else WORST
+
+
+def _keep(task: str, name: str, log: optuna.Study) -> None:
+    """Writes the best recipe beside those of the other methods."""
+    path = recipes.CONFIGS / f"{task}.json"
+    found = json.loads(path.read_text()) if path.exists() else {}
+    found[name] = {
+        "recipe": log.best_trial.user_attrs["recipe"],
+        "validation_gap": log.best_value,
+        "trials": len(log.trials),
+    }
+    ordered = {method: found[method] for method in recipes.METHODS if method in found}
+    write_atomically(path, (to_json(ordered) + "\n").encode())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
