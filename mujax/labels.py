@@ -83,7 +83,7 @@ def next_label(labels: jax.typing.ArrayLike, num_classes: int) -> jax.Array:
 def _advance(
     labels: jax.Array, steps: jax.typing.ArrayLike, num_classes: int
 ) -> jax.Array:
-    """Steps round the circle of classes; in int32, where a small dtype would wrap."""
+    """Steps round the circle of classes; in int32, as a small dtype may not hold K."""
     return ((labels.astype(jnp.int32) + steps) % num_classes).astype(labels.dtype)
 
 

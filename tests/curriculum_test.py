@@ -244,7 +244,6 @@ class GradientScoresTest(parameterized.TestCase):
 
         gradient = width * 4 * 4
         self.assertLess(temporary_bytes(2), 0.25 * count * gradient)
-        self.assertLess(temporary_bytes(2), 0.25 * temporary_bytes(count))
 
     @parameterized.named_parameters(
         ("no_leaf", (), {}, "at least one example"),

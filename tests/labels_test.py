@@ -88,7 +88,7 @@ class BothTest(parameterized.TestCase):
         dtype=["int8", "uint8", "int16", "int32"], shape=[(), (4,), (2, 3)]
     )
     def test_shape_and_dtype_are_kept(self, dtype, shape):
-        # The top class: one more than it would not fit an int8.
+        # 128 classes just fit an int8, though the number 128 does not.
         true = jnp.full(shape, 127, dtype)
         drawn = labels.random_labels(jax.random.key(0), true, 128)
         chex.assert_shape(drawn, shape)
@@ -97,6 +97,8 @@ class BothTest(parameterized.TestCase):
         moved = labels.next_label(true, 128)
         chex.assert_trees_all_equal(moved, jnp.zeros(shape, dtype))
         chex.assert_type(moved, true.dtype)
+        moved = labels.next_label(moved, 128)
+        chex.assert_trees_all_equal(moved, jnp.ones(shape, dtype))
 
     @parameterized.named_parameters(
         ("one_class", np.array([0]), 1, ValueError, "num_classes=1, wanted at least 2"),
