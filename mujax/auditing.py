@@ -253,7 +253,8 @@ def forget_efficacy(
       Percent in [0, 100]; compare with Retrain's, since higher is not better.
 
     Raises:
-      ValueError: a set is empty, holds a NaN, or its shapes or labels do not fit.
+      ValueError: a set is empty, its features hold a NaN, or its shapes or labels do
+        not fit.
 
     Example:
       >>> seen, unseen = [[0.9, 0.1], [0.95, 0.05]], [[0.6, 0.4], [0.5, 0.5]]

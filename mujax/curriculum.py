@@ -4,8 +4,8 @@ CUFG: *CUFG: Curriculum Unlearning Guided by the Forgetting Gradient*,
 arXiv:2509.14633.
 
 CUFG forgets D_f in stages, easy examples first. The paper's own score is not public,
-so the score is any function of single examples: five are here, and all return float32
-of shape (N,), larger for harder. Stages split the examples by quantile of any score.
+so the score is any function of single examples: six are here, random order as the
+control among them, all float32 of shape (N,) and larger for harder. Stages split the examples by quantile of any score.
 All but :func:`stage_indices` work under ``jit`` and ``vmap``; wrap the two scores made
 of gradients in ``jit`` to compile them once for many calls.
 """
