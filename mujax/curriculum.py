@@ -5,9 +5,10 @@ arXiv:2509.14633.
 
 CUFG forgets D_f in stages, easy examples first. The paper's own score is not public,
 so the score is any function of single examples: six are here, random order as the
-control among them, all float32 of shape (N,) and larger for harder. Stages split the examples by quantile of any score.
-All but :func:`stage_indices` work under ``jit`` and ``vmap``; wrap the two scores made
-of gradients in ``jit`` to compile them once for many calls.
+control among them, all float32 of shape (N,) and larger for harder. Stages split the
+examples by quantile of any score. All but :func:`stage_indices` work under ``jit``
+and ``vmap``; wrap the two scores made of gradients in ``jit`` to compile them once
+for many calls.
 """
 
 from collections.abc import Callable, Sequence
