@@ -18,26 +18,38 @@ import numpy as np
 import rich
 import rich.table
 
-from experiments import cli, data, evaluation, figures, loop, recipes, report, study
+from experiments import (
+    cli,
+    data,
+    evaluation,
+    figures,
+    loop,
+    recipes,
+    report,
+    study,
+    summary,
+    tables,
+)
 from experiments.models import Model, build
 from experiments.progress import Display
 from experiments.store import Store
+from experiments.summary import Column
 from mujax import curriculum, methods
 
 COLUMNS = (
-    report.Column(
+    Column(
         "ua", "UA", "%", 2, description="Unlearning accuracy: error on the forget set."
     ),
-    report.Column("ra", "RA", "%", 2, description="Accuracy on the retain set."),
-    report.Column("ta", "TA", "%", 2, description="Accuracy on the test set."),
-    report.Column(
+    Column("ra", "RA", "%", 2, description="Accuracy on the retain set."),
+    Column("ta", "TA", "%", 2, description="Accuracy on the test set."),
+    Column(
         "mia",
         "MIA",
         "%",
         2,
         description="Share of the forget set that an attack takes for unseen.",
     ),
-    report.Column(
+    Column(
         "gap",
         "Gap",
         "points",
@@ -45,7 +57,7 @@ COLUMNS = (
         reference=False,
         description="Mean distance to Retrain over UA, RA, TA and MIA, by seed.",
     ),
-    report.Column(
+    Column(
         "tow",
         "ToW",
         "",
@@ -54,7 +66,7 @@ COLUMNS = (
         description="Tug of war: product of 1 − distance to Retrain's accuracy over "
         "the forget, retain and test set; 1 is Retrain itself.",
     ),
-    report.Column(
+    Column(
         "seconds",
         "Time",
         "s",
@@ -62,7 +74,7 @@ COLUMNS = (
         reference=False,
         description="Run time without compilation.",
     ),
-    report.Column(
+    Column(
         "trainable_fraction",
         "Trainable",
         "",
@@ -214,11 +226,11 @@ class Bench:
                 self._curve,
                 self.keep_every,
             )
+            outputs = self.evaluator.outputs(result.params, result.model_state)
+            row |= evaluation.measure(outputs, seed)
         except loop.DivergedError as error:
             row |= {"status": "diverged", "reason": str(error)}
         else:
-            outputs = self.evaluator.outputs(result.params, result.model_state)
-            row |= evaluation.measure(outputs, seed)
             reference = row if name == "retrain" else self.store.row("retrain", seed)
             if reference and reference["status"] == "ok":
                 row |= evaluation.compare(row, reference)
@@ -340,19 +352,19 @@ def summary_line(row: dict[str, Any]) -> str:
 
 def screen_table(store: Store, names: Sequence[str]) -> rich.table.Table:
     """The table so far."""
-    return report.rich_table(summarise(store), pending=names)
+    return tables.rich_table(summarise(store), pending=names)
 
 
-def summarise(store: Store) -> report.Summary:
+def summarise(store: Store) -> summary.Summary:
     """Means and intervals of the rows so far."""
     labels = {name: note.label for name, note in recipes.NOTES.items()}
-    return report.summarise(store.rows, COLUMNS, labels=labels)
+    return summary.summarise(store.rows, COLUMNS, labels=labels)
 
 
 def write_report(config: Config, store: Store) -> None:
     """Tables, plots and the page."""
-    summary = summarise(store)
-    labels = summary.method_labels
+    estimates = summarise(store)
+    labels = estimates.method_labels
     curves, confidences = {}, {}
     for row in store.rows:
         if row["status"] != "ok":
@@ -370,14 +382,14 @@ def write_report(config: Config, store: Store) -> None:
             "metrics",
             "UA, RA, TA and MIA against Retrain",
             "Closer to Retrain's line is better; higher is not.",
-            lambda: figures.metric_comparison(summary),
+            lambda: figures.metric_comparison(estimates),
         ),
         report.Figure(
             "gap",
             "Distance to Retrain",
             "Mean distance over the four metrics, paired by seed. Below the noise "
             "floor, the distance between two Retrains, differences mean nothing.",
-            lambda: figures.gap_chart(summary),
+            lambda: figures.gap_chart(estimates),
         ),
         report.Figure(
             "confidence",

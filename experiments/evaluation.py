@@ -9,6 +9,7 @@ import numpy as np
 
 from experiments.augment import crop_and_flip, normalise
 from experiments.data import Dataset, Split
+from experiments.loop import DivergedError
 from experiments.models import Model
 from experiments.recipes import Losses
 from mujax import auditing, curriculum, gradients, methods, metrics
@@ -155,13 +156,17 @@ def accuracies(outputs: Outputs) -> dict[str, float]:
 
 
 def measure(outputs: Outputs, seed: int) -> dict[str, float]:
-    """UA, RA, TA and MIA in percent; NaN outputs give no MIA."""
-    row = accuracies(outputs)
-    if all(np.isfinite(probs).all() for probs, _ in outputs):
-        row["mia"] = auditing.forget_efficacy(
-            *outputs.retain, *outputs.test, *outputs.forget, seed=seed
-        )
-    return row
+    """UA, RA, TA and MIA in percent.
+
+    Raises:
+      DivergedError: an output is not finite.
+    """
+    if not all(np.isfinite(probs).all() for probs, _ in outputs):
+        raise DivergedError("The model's outputs are no longer finite.")
+    mia = auditing.forget_efficacy(
+        *outputs.retain, *outputs.test, *outputs.forget, seed=seed
+    )
+    return accuracies(outputs) | {"mia": mia}
 
 
 def compare(row: dict[str, float], reference: dict[str, float]) -> dict[str, float]:

@@ -19,7 +19,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from experiments.report import Column, Estimate, MethodSummary, Summary
+from experiments.summary import Column, Estimate, MethodSummary, Summary
 
 INK, MUTED, BAND = "#222222", "#6b6b6b", "#e9e9e9"
 WIDTH = 10.0  # inches, for all: their text has one size when a page scales them
@@ -80,7 +80,7 @@ def metric_comparison(summary: Summary) -> Figure:
     Columns without ``reference`` are left out.
 
     Args:
-      summary: of ``report.summarise``.
+      summary: of ``summary.summarise``.
 
     Returns:
       A figure of one panel for each column, all sharing the axis of methods.
@@ -106,6 +106,7 @@ def metric_comparison(summary: Summary) -> Figure:
         shown = [p for p in points if p is not None]
         axes.set_xlim(_range(*zip(*shown, strict=True)) if shown else (0, 1))
         axes.xaxis.set_major_locator(MaxNLocator(3))
+        axes.ticklabel_format(axis="x", useOffset=False)
         for y, (entry, point) in enumerate(zip(entries, points, strict=True)):
             if point is not None:
                 _dot(axes, *point, y, style[entry.method], column.decimals)
@@ -117,7 +118,7 @@ def gap_chart(summary: Summary) -> Figure:
     """The gap to Retrain with its interval, smallest first, over the noise floor.
 
     Args:
-      summary: of ``report.summarise``, with its gap column.
+      summary: of ``summary.summarise``, with its gap column.
 
     Returns:
       A figure of one panel; methods that only diverged stand last, as words.

@@ -18,17 +18,18 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from matplotlib.patches import StepPatch
 
-from experiments import figures, report
+from experiments import figures, files, report, tables
+from experiments import summary as summaries
 
 COLUMNS = (
-    report.Column("ua", "UA", "%", 2, description="100 − accuracy on forget"),
-    report.Column("ra", "RA", "%", 2),
-    report.Column("ta", "TA", "%", 2),
-    report.Column("mia", "MIA", "%", 2),
-    report.Column("gap", "Gap", "%", 2, False, "mean distance to Retrain"),
-    report.Column("tow", "ToW", "", 3, False),
-    report.Column("seconds", "Seconds", "", 1, False),
-    report.Column("trainable_fraction", "Trainable", "", 3, False),
+    summaries.Column("ua", "UA", "%", 2, description="100 − accuracy on forget"),
+    summaries.Column("ra", "RA", "%", 2),
+    summaries.Column("ta", "TA", "%", 2),
+    summaries.Column("mia", "MIA", "%", 2),
+    summaries.Column("gap", "Gap", "%", 2, False, "mean distance to Retrain"),
+    summaries.Column("tow", "ToW", "", 3, False),
+    summaries.Column("seconds", "Seconds", "", 1, False),
+    summaries.Column("trainable_fraction", "Trainable", "", 3, False),
 )
 BASELINES = ("original", "retrain", "retrain_again")
 LOSER = "gradient_ascent"
@@ -56,10 +57,10 @@ def invent(count: int, seeds: int, rng: np.random.Generator) -> list[dict]:
     return rows
 
 
-def gaps(**values: float) -> report.Summary:
+def gaps(**values: float) -> summaries.Summary:
     """A summary of one seed that has the gaps alone."""
     rows = [{"method": m, "seed": 0, "gap": gap} for m, gap in values.items()]
-    return report.summarise(rows, COLUMNS[4:5])
+    return summaries.summarise(rows, COLUMNS[4:5])
 
 
 class SummariseTest(parameterized.TestCase):
@@ -70,7 +71,7 @@ class SummariseTest(parameterized.TestCase):
     @parameterized.product(seeds=(2, 5, 10), level=(0.5, 0.95))
     def test_matches_scipy_interval_and_paired_differences(self, seeds, level):
         rows = invent(6, seeds, np.random.default_rng(seeds))
-        summary = report.summarise(rows, COLUMNS, level=level)
+        summary = summaries.summarise(rows, COLUMNS, level=level)
         for entry in summary.methods:
             kept = [
                 r for r in rows if r["method"] == entry.method and r["status"] == "ok"
@@ -94,15 +95,15 @@ class SummariseTest(parameterized.TestCase):
     def test_pairs_only_the_seeds_that_both_have(self):
         rows = [{"method": "retrain", "seed": s, "ua": x} for s, x in ((0, 1), (1, 2))]
         rows += [{"method": "salun", "seed": s, "ua": x} for s, x in ((1, 5), (2, 90))]
-        paired = report.summarise(rows, COLUMNS[:1]).methods[1].differences["ua"]
-        self.assertEqual(paired, report.Estimate(3.0, None, 1))
+        paired = summaries.summarise(rows, COLUMNS[:1]).methods[1].differences["ua"]
+        self.assertEqual(paired, summaries.Estimate(3.0, None, 1))
 
     def test_one_seed_has_no_interval(self):
-        summary = report.summarise(invent(3, 1, np.random.default_rng(0)), COLUMNS)
+        summary = summaries.summarise(invent(3, 1, np.random.default_rng(0)), COLUMNS)
         for entry in summary.methods:
             for estimate in (*entry.values.values(), *entry.differences.values()):
                 self.assertEqual((estimate.half_width, estimate.count), (None, 1))
-        self.assertNotIn("±", report.markdown_table(summary))
+        self.assertNotIn("±", tables.markdown_table(summary))
 
     def test_leaves_out_what_diverged_is_missing_or_not_finite(self):
         values = (1.0, float("nan"), float("inf"), None, "broken", 3.0)
@@ -110,27 +111,27 @@ class SummariseTest(parameterized.TestCase):
         rows += [{"method": "a", "seed": 9}]
         rows += [{"method": "a", "seed": 7, "ua": 50.0, "status": "diverged"}]
         rows += [{"method": "b", "seed": 0, "ua": 5.0, "status": "diverged"}]
-        a, b = report.summarise(rows, COLUMNS[:1]).methods
+        a, b = summaries.summarise(rows, COLUMNS[:1]).methods
         self.assertEqual((a.values["ua"].mean, a.values["ua"].count), (2.0, 2))
         self.assertEqual((a.seeds, a.diverged), (7, 1))
-        self.assertEqual(b.values["ua"], report.Estimate(None, None, 0))
+        self.assertEqual(b.values["ua"], summaries.Estimate(None, None, 0))
         self.assertEqual((b.seeds, b.diverged), (0, 1))
 
     def test_last_row_of_a_seed_stands(self):
         rows = [{"method": "a", "seed": 0, "ua": x} for x in (1.0, 2.0)]
-        entry = report.summarise(rows, COLUMNS[:1]).methods[0]
-        self.assertEqual(entry.values["ua"], report.Estimate(2.0, None, 1))
+        entry = summaries.summarise(rows, COLUMNS[:1]).methods[0]
+        self.assertEqual(entry.values["ua"], summaries.Estimate(2.0, None, 1))
 
     def test_baselines_first_then_first_appearance(self):
         names = ("semu", "retrain_again", "retrain", "a", "original", "semu")
         rows = [{"method": m, "seed": i} for i, m in enumerate(names)]
-        summary = report.summarise(rows, COLUMNS)
+        summary = summaries.summarise(rows, COLUMNS)
         self.assertEqual([*summary.method_labels], [*BASELINES, "semu", "a"])
 
     @parameterized.parameters(0.0, 1.0, 95)
     def test_refuses_level(self, level):
         with self.assertRaisesRegex(ValueError, f"level={level} in"):
-            report.summarise([], COLUMNS, level=level)
+            summaries.summarise([], COLUMNS, level=level)
 
     def test_ranks_no_baseline_and_nothing_that_diverged(self):
         rows = [
@@ -143,7 +144,7 @@ class SummariseTest(parameterized.TestCase):
             {"method": "c", "seed": 0, "gap": 0.2},
             {"method": "c", "seed": 1, "status": "diverged"},
         ]
-        summary = report.summarise(rows, COLUMNS)
+        summary = summaries.summarise(rows, COLUMNS)
         self.assertEqual([m.method for _, m in summary.ranking], ["a", "b"])
         self.assertEqual([m.method for m in summary.within_floor], ["a"])
         self.assertEqual([m.method for m in gaps(b=2.0, a=1.0).best], ["a"])
@@ -161,7 +162,7 @@ class TablesTest(parameterized.TestCase):
         rows.append({"method": "ga", "seed": 0, "ua": 1e9, "status": "diverged"})
         columns = (COLUMNS[0], COLUMNS[4])
         labels = {"salun": "SalUn|*", "ga": "GA"}
-        summary = report.summarise(rows, columns, labels=labels)
+        summary = summaries.summarise(rows, columns, labels=labels)
         half = scipy.stats.t.ppf(0.975, 1)  # of (4, 6): s / √n = 1
         expected = f"""\
 | Method                      |                   UA |    Gap |
@@ -171,7 +172,7 @@ class TablesTest(parameterized.TestCase):
 | **SalUn\\|\\***               | 4.00 ± {half:.2f} (−1.00) | ✓ 0.50 |
 | GA, diverged (1 of 1)       |                    — |      — |
 """
-        table = report.markdown_table(summary)
+        table = tables.markdown_table(summary)
         body, caption = table.split("\n\n")
         for line, wanted in zip(body.splitlines(), expected.splitlines(), strict=True):
             if "---" not in line:  # columns of other widths than above
@@ -179,13 +180,13 @@ class TablesTest(parameterized.TestCase):
         self.assertLen({len(line) for line in body.splitlines()}, 1)
         for words in ("95 % interval", "2 seeds", "mean distance to Retrain", "✓: at"):
             self.assertIn(words, caption)
-        self.assertNotIn("(−", report.markdown_table(summary, differences=False))
+        self.assertNotIn("(−", tables.markdown_table(summary, differences=False))
 
     def test_rich_table_fits_100_columns(self):
         rows = invent(16, 5, np.random.default_rng(0))
-        summary = report.summarise(rows, COLUMNS)
+        summary = summaries.summarise(rows, COLUMNS)
         console = rich.console.Console(file=io.StringIO(), width=100)
-        console.print(report.rich_table(summary))
+        console.print(tables.rich_table(summary))
         text = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
         self.assertNotIn("…", text)  # rich writes it where it cuts
         for entry in summary.methods:
@@ -197,8 +198,8 @@ class TablesTest(parameterized.TestCase):
         rows = invent(6, 2, np.random.default_rng(0))
         names = [*dict.fromkeys(r["method"] for r in rows), "[bold]odd[/]"]
         for n in range(len(rows) + 1):
-            summary = report.summarise(rows[:n], COLUMNS)
-            table = report.rich_table(summary, pending=names)
+            summary = summaries.summarise(rows[:n], COLUMNS)
+            table = tables.rich_table(summary, pending=names)
             self.assertEqual(table.row_count, len(names))
             console = rich.console.Console(file=io.StringIO(), width=100)
             console.print(table)
@@ -210,7 +211,9 @@ class TablesTest(parameterized.TestCase):
             {"method": "retrain", "seed": s, "ra": 100.0, "trainable_fraction": 1}
             for s in range(3)
         ]
-        table = report.markdown_table(report.summarise(rows, [COLUMNS[1], COLUMNS[-1]]))
+        table = tables.markdown_table(
+            summaries.summarise(rows, [COLUMNS[1], COLUMNS[-1]])
+        )
         self.assertIn("| 100.00 ± 0.00 |     1.000 |", table)
 
     @parameterized.named_parameters(
@@ -238,7 +241,7 @@ class TablesTest(parameterized.TestCase):
         ),
     )
     def test_answer(self, values, expected):
-        self.assertIn(expected, report.answer(gaps(**values)))
+        self.assertIn(expected, tables.answer(gaps(**values)))
 
     @settings(max_examples=40, deadline=None)
     @given(
@@ -254,13 +257,13 @@ class TablesTest(parameterized.TestCase):
         )
     )
     def test_no_number_breaks_a_table(self, rows):
-        summary = report.summarise(rows, COLUMNS)
-        text = report.markdown_table(summary) + report.answer(summary)
+        summary = summaries.summarise(rows, COLUMNS)
+        text = tables.markdown_table(summary) + tables.answer(summary)
         self.assertNotRegex(text, r"\b(nan|inf)\b")
-        body = report.markdown_table(summary).split("\n\n")[0].splitlines()
+        body = tables.markdown_table(summary).split("\n\n")[0].splitlines()
         self.assertLen(body, 2 + len({r["method"] for r in rows}))
-        report.rich_table(summary)
-        json.loads(report.to_json(rows), parse_constant=self.fail)
+        tables.rich_table(summary)
+        json.loads(files.to_json(rows), parse_constant=self.fail)
 
 
 class Links(html.parser.HTMLParser):
@@ -297,7 +300,7 @@ class WriteTest(parameterized.TestCase):
 
     def test_leaves_a_self_contained_page(self):
         rows = invent(6, 3, np.random.default_rng(0))
-        summary = report.summarise(rows, COLUMNS)
+        summary = summaries.summarise(rows, COLUMNS)
         plot = report.Figure(
             "gap", "The gap", "How far", lambda: figures.gap_chart(summary)
         )
@@ -336,7 +339,7 @@ class WriteTest(parameterized.TestCase):
             "params = load(path)",
             "diverged (1 of 3)",
             "noise floor",
-            report.answer(summary).split(",")[0].split(" is ")[-1],
+            tables.answer(summary).split(",")[0].split(" is ")[-1],
         ):
             self.assertIn(text, page)
         self.assertNotIn("Never ran.", page)
@@ -364,7 +367,7 @@ class WriteTest(parameterized.TestCase):
 
     def test_same_input_same_bytes(self):
         rows = invent(4, 2, np.random.default_rng(0))
-        summary = report.summarise(rows, COLUMNS)
+        summary = summaries.summarise(rows, COLUMNS)
         plot = report.Figure("m", "", "", lambda: figures.metric_comparison(summary))
         self.assertEqual(
             self.write(rows, figures=[plot]), self.write(rows, figures=[plot])
@@ -373,15 +376,15 @@ class WriteTest(parameterized.TestCase):
     def test_a_failed_write_keeps_the_old_file(self):
         path = self.out.parent / "a.txt"
         path.parent.mkdir(parents=True)
-        report.write_atomically(path, b"old")
+        files.write_atomically(path, b"old")
         with (
             mock.patch.object(pathlib.Path, "replace", side_effect=OSError("full")),
             self.assertRaisesRegex(OSError, "full"),
         ):
-            report.write_atomically(path, b"new")
+            files.write_atomically(path, b"new")
         self.assertEqual(path.read_bytes(), b"old")
         self.assertEqual([p.name for p in path.parent.iterdir()], ["a.txt"])
-        report.write_atomically(path, b"new")
+        files.write_atomically(path, b"new")
         self.assertEqual(path.read_bytes(), b"new")
 
     def test_json_is_strict_and_takes_arrays(self):
@@ -391,7 +394,7 @@ class WriteTest(parameterized.TestCase):
             "path": pathlib.PurePosixPath("x/y"),
         }
         expected = {"a": [None, None, 3, True, None], "b": [0.0, 1.0], "path": "x/y"}
-        self.assertEqual(json.loads(report.to_json(value)), expected)
+        self.assertEqual(json.loads(files.to_json(value)), expected)
 
 
 class FiguresTest(parameterized.TestCase):
@@ -403,7 +406,7 @@ class FiguresTest(parameterized.TestCase):
         rng = np.random.default_rng(0)
         before = dict(matplotlib.rcParams)
         rows = invent(count, seeds, rng)
-        summary = report.summarise(rows, COLUMNS)
+        summary = summaries.summarise(rows, COLUMNS)
         labels = summary.method_labels
         p = {(m, s): rng.beta(9, 1, 50) for m in labels for s in figures.SPLITS}
         c = {}
@@ -425,11 +428,11 @@ class FiguresTest(parameterized.TestCase):
     @parameterized.parameters(0, 1)
     def test_says_that_there_is_nothing(self, diverged):
         rows = [{"method": "a", "seed": 0, "status": "diverged"}] * diverged
-        summary = report.summarise(rows, COLUMNS)
+        summary = summaries.summarise(rows, COLUMNS)
         for figure in (
             figures.metric_comparison(summary),
             figures.gap_chart(summary),
-            figures.gap_chart(report.summarise(rows, COLUMNS[:1])),
+            figures.gap_chart(summaries.summarise(rows, COLUMNS[:1])),
             figures.confidence_histograms({("a", "forget"): [np.nan]}, {"a": "A"}),
             figures.curves({("a", 0): {"epoch": [], "loss": []}}, {"a": "A"}),
         ):
@@ -452,7 +455,7 @@ class FiguresTest(parameterized.TestCase):
 
     def test_metric_comparison_marks_outliers_at_the_edge(self):
         rows = invent(8, 3, np.random.default_rng(0))
-        figure = figures.metric_comparison(report.summarise(rows, COLUMNS))
+        figure = figures.metric_comparison(summaries.summarise(rows, COLUMNS))
         self.assertLen(figure.axes, 4)
         ua = {(r["method"], r["seed"]): r["ua"] for r in rows}
         paired = [ua[LOSER, s] - ua["retrain", s] for s in (0, 2)]  # 1 diverged
@@ -482,7 +485,7 @@ class FiguresTest(parameterized.TestCase):
 
 
 class DocumentationTest(parameterized.TestCase):
-    @parameterized.parameters(report, figures)
+    @parameterized.parameters(summaries, tables, files, figures)
     def test_examples_print_what_they_say(self, module):
         result = doctest.testmod(module)
         self.assertGreater(result.attempted, 0)
