@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mujax import gradients
-from mujax._trees import PyTree, size
+from mujax._trees import PyTree, check_fraction, size
 
 
 def gradient_saliency(
@@ -101,8 +101,8 @@ def top_fraction_mask(saliency: PyTree, fraction: float) -> PyTree:
     r"""Keeps the :math:`\lfloor \rho N \rfloor` largest scores of the whole tree.
 
     One global ranking over all leaves. The count is exact; equal scores are kept in
-    the order of the tree's leaves and, within a leaf, of its row-major index. A NaN
-    ranks below every number.
+    the order of the tree's leaves and, within a leaf, of its row-major index. Scores
+    rank as float32, subnormals included; a NaN ranks below every number.
 
     Args:
       saliency: a tree of real scores.
@@ -121,9 +121,9 @@ def top_fraction_mask(saliency: PyTree, fraction: float) -> PyTree:
     Reference:
       `Fan et al. (2024) <https://arxiv.org/abs/2310.12508>`_, equation 4.
     """
-    _check_fraction(fraction)
+    check_fraction(fraction)
     total = _check_size(saliency)
-    count = math.floor(fraction * total)
+    count = math.floor(float(fraction) * total)
     if count in (0, total):
         return jax.tree.map(lambda s: jnp.full(jnp.shape(s), count == total), saliency)
     return _top_count_mask(saliency, jnp.uint32(count))
@@ -195,7 +195,7 @@ def kth_smallest(tree: PyTree, k: jax.typing.ArrayLike) -> jax.Array:
     """The k-th smallest value of all leaves together, exactly; 0 for k = 0.
 
     Args:
-      tree: a tree of real arrays; a NaN ranks below every number.
+      tree: a tree of real arrays, ranked as float32; a NaN ranks below every number.
       k: rank from 1 to N, may be traced; clipped to N.
 
     Returns:
@@ -205,16 +205,18 @@ def kth_smallest(tree: PyTree, k: jax.typing.ArrayLike) -> jax.Array:
       >>> kth_smallest([jnp.array([4.0, 1.0]), jnp.array([3.0])], 2)
       Array(3., dtype=float32)
     """
-    total = _check_size(tree)
-    return _kth_smallest(tree, jnp.clip(jnp.asarray(k), 0, total).astype(jnp.uint32))
+    total = jnp.uint32(_check_size(tree))
+    k = jnp.maximum(k, 0).astype(jnp.uint32)
+    return _kth_smallest(tree, jnp.minimum(k, total))
 
 
 @jax.jit
 def _kth_smallest(tree: PyTree, k: jax.Array) -> jax.Array:
     """The k-th smallest value by bisection on the bits."""
     keys = [_ordered_bits(leaf) for leaf in jax.tree.leaves(tree)]
-    # The k-th smallest is the largest key that at least N − k + 1 keys reach.
-    found = _largest(lambda bar: _count(keys, lambda key: key >= bar) > size(tree) - k)
+    # The k-th smallest is the largest key that more than N − k keys reach.
+    above = jnp.uint32(size(tree)) - k
+    found = _largest(lambda bar: _count(keys, lambda key: key >= bar) > above)
     sign = jnp.uint32(1 << 31)
     bits = jnp.where(found >= sign, found ^ sign, ~found)
     value = jax.lax.bitcast_convert_type(bits, jnp.float32)
@@ -256,12 +258,11 @@ def _top_count_mask(saliency: PyTree, wanted: jax.Array) -> PyTree:
 
 def _ordered_bits(x: jax.Array) -> jax.Array:
     """Maps reals to uint32 so that order is kept; both zeros agree, NaN is least."""
-    x = jnp.asarray(x, jnp.float32)
-    x = jnp.where(x == 0, 0.0, x)
-    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
-    sign = jnp.uint32(1 << 31)
-    ordered = jnp.where(bits >= sign, ~bits, bits | sign)
-    return jnp.where(jnp.isnan(x), jnp.uint32(0), ordered)
+    bits = jax.lax.bitcast_convert_type(jnp.asarray(x, jnp.float32), jnp.uint32)
+    sign, infinity = jnp.uint32(1 << 31), jnp.uint32(0x7F800000)
+    # Compared as bits throughout: float comparisons flush subnormals to zero on CPU.
+    ordered = jnp.where(bits > sign, ~bits, bits | sign)
+    return jnp.where((bits & ~sign) > infinity, jnp.uint32(0), ordered)
 
 
 def _largest(holds: Callable[[jax.Array], jax.Array]) -> jax.Array:
@@ -303,9 +304,3 @@ def _check_size(tree: PyTree) -> int:
             f"Got {total} entries, can count fewer than 2**32; split them."
         )
     return total
-
-
-def _check_fraction(fraction: float) -> None:
-    """Raises unless the fraction is in [0, 1]; NaN is not."""
-    if not 0 <= fraction <= 1:
-        raise ValueError(f"Got fraction={fraction}, wanted a share in [0, 1].")
