@@ -356,7 +356,7 @@ def _fashion_mnist() -> Dataset:
     return _tfds(
         "fashion_mnist",
         augment=False,
-        remedy="On Debian or Ubuntu: apt-get install dataset-fashion-mnist. Or: ",
+        remedy="On Debian or Ubuntu: apt-get install dataset-fashion-mnist. Else: ",
     )
 
 
@@ -373,14 +373,14 @@ def _idx(path: pathlib.Path) -> np.ndarray:
 def _tfds(
     name: str, augment: bool, builder: str | None = None, remedy: str = ""
 ) -> Dataset:
-    """A data set that ``tfds build`` has prepared, read without TensorFlow."""
+    """A data set that tensorflow-datasets prepared, read without TensorFlow."""
     builder = builder or name
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:
         raise DataError(
-            f"{name} needs tensorflow-datasets, which is not installed. "
-            "Run: pip install 'mujax[experiments]'"
+            f"{name} needs tensorflow-datasets, which is not installed.\n"
+            f"{remedy}pip install tensorflow-datasets"
         ) from error
     # Not "tfds build": its command line fails to start without apache-beam.
     remedy += (

@@ -269,7 +269,9 @@ class TfdsTest(DataTestCase):
 
     def test_without_tfds_says_how_to_install(self):
         with mock.patch.dict(sys.modules, {"tensorflow_datasets": None}):
-            self.fails("cifar10 needs tensorflow-datasets.*pip", data.load, "cifar10")
+            self.fails(
+                "(?s)cifar10 needs tensorflow-datasets.*pip", data.load, "cifar10"
+            )
 
     def test_broken_records_are_data_errors(self):
         self.serve(lambda split: [{"image": np.zeros((2, 2, 1)), "label": 0}])
