@@ -305,6 +305,9 @@ class Bench:
 
     def _original(self, seed: int) -> Any:
         """Parameters and model state of the original model."""
+        row = self.store.row("original", seed)
+        if row is None or row["status"] != "ok":
+            raise loop.DivergedError("There is no original model to start from.")
         if seed not in self._originals:
             self._originals[seed] = self.store.checkpoint("original", seed)
         return self._originals[seed]

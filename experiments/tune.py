@@ -116,8 +116,8 @@ def search(config: Config) -> None:
     chosen = cli.choose(config.methods, recipes.METHODS)
     if config.scenario == "indices":
         raise cli.ConfigError(
-            "--scenario indices: its indices mean other images once a validation set is "
-            "split off. Search on --scenario random with a like --forget-fraction."
+            "--scenario indices: its indices mean other images once a validation set "
+            "is split off. Search on --scenario random with a like --forget-fraction."
         )
     dataset = data.validation_split(
         data.load(config.dataset), config.validation_fraction, FIRST_SEED
