@@ -54,9 +54,9 @@ class StudyConfig:
     """Folder for the results; by default results/TASK."""
     keep_every: float = 60.0
     """Seconds between two checkpoints of a run in progress."""
-    train: Overrides = _NONE
+    train: Overrides = _NONE  # pyright: ignore[reportInvalidTypeForm]
     """Recipe of the original model and of Retrain; None keeps the data set's own."""
-    recipe: Overrides = _NONE
+    recipe: Overrides = _NONE  # pyright: ignore[reportInvalidTypeForm]
     """Recipe of the methods; None keeps the searched value of each."""
 
     def __post_init__(self):

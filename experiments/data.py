@@ -53,9 +53,10 @@ class Dataset:
         return len(self.classes)
 
     @property
-    def input_shape(self) -> tuple[int, ...]:
+    def input_shape(self) -> tuple[int, int, int]:
         """Height, width and channels of one image."""
-        return self.train_images.shape[1:]
+        _, height, width, channels = self.train_images.shape
+        return height, width, channels
 
     @property
     def mean(self) -> np.ndarray:

@@ -11,11 +11,12 @@ _COMPILING = (
 _compiled = 0.0
 
 
-def _count(event: str, duration: float, **_) -> None:
+def _count(event: str, duration_secs: float, **kwargs: str | int) -> None:
     """Adds up the seconds that JAX spent compiling."""
     global _compiled
+    del kwargs
     if event in _COMPILING:
-        _compiled += duration
+        _compiled += duration_secs
 
 
 jax.monitoring.register_event_duration_secs_listener(_count)

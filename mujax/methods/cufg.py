@@ -10,6 +10,7 @@ stays in evaluation mode after its first forgetting gradient, which passing one
 evaluation loss for both reproduces.
 """
 
+import jax.numpy as jnp
 import optax
 
 from mujax import transforms
@@ -53,7 +54,6 @@ def ufg(
       The method; reads the retain set with the forget set beside every step.
 
     Example:
-      >>> import jax.numpy as jnp
       >>> def loss_fn(w, model_state, batch, key):
       ...     return jnp.mean(batch @ w), (model_state, None)
       >>> method = ufg(loss_fn, optax.sgd(1.0), threshold=-0.5)
@@ -124,7 +124,7 @@ def released_threshold(steps_per_epoch: int) -> optax.Schedule:
       >>> [round(float(schedule(step)), 2) for step in (0, 19, 20)]
       [0.45, 0.45, 0.4]
     """
-    return lambda step: 0.45 - 0.05 * (step // (10 * steps_per_epoch))
+    return lambda step: 0.45 - 0.05 * jnp.floor_divide(step, 10 * steps_per_epoch)
 
 
 def released_forget_weight(steps_per_epoch: int) -> optax.Schedule:
