@@ -71,7 +71,10 @@ def conflict(retain_grads: PyTree, forget_grads: PyTree) -> PyTree:
     """
     check_like(forget_grads, retain_grads, "forget_grads", "retain_grads")
     return jax.tree.map(
-        lambda r, f: jnp.sum(_unit(r) * _unit(f)), retain_grads, forget_grads
+        # Rounding takes the cosine of parallel vectors above 1 every other time.
+        lambda r, f: jnp.clip(jnp.sum(_unit(r) * _unit(f)), -1, 1),
+        retain_grads,
+        forget_grads,
     )
 
 
@@ -179,7 +182,7 @@ def project_conflicts(
 def _unit(x: jax.Array) -> jax.Array:
     """Unit vector in float32; zero stays zero, and tiny entries do not underflow."""
     x = x.astype(jnp.float32)
-    largest = jnp.max(jnp.abs(x), initial=0.0)
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(x), initial=0.0))
     x = x / jnp.where(largest > 0, largest, 1)
     norm = _norm(x)
     return x / jnp.where(norm > 0, norm, 1)
@@ -187,4 +190,6 @@ def _unit(x: jax.Array) -> jax.Array:
 
 def _norm(x: jax.Array) -> jax.Array:
     """Euclidean norm of all entries; flattening would gather a sharded leaf."""
-    return jnp.sqrt(jnp.sum(jnp.square(x)))
+    squares = jnp.sum(jnp.square(x))
+    # The root of zero has an infinite derivative, which would turn into NaN.
+    return jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1)), 0)
