@@ -48,10 +48,12 @@ def sum_gradients(
       >>> sum_gradients(loss_fn, jnp.float32(1), [jnp.ones(4), 2 * jnp.ones(2)])
       Array(3., dtype=float32)
     """
-    loss_fn, total = _bound(loss_fn), None
+    loss_fn, total, count = _bound(loss_fn), _zeros(params), 0
     for batch in batches:
         total = _add_gradient(total, loss_fn, params, batch, transform=transform)
-    return _at_least_one(total)
+        count += 1
+    _check_any(count)
+    return total
 
 
 def mean_gradient(loss_fn: LossFn, params: PyTree, batches: Iterable[PyTree]) -> PyTree:
@@ -76,12 +78,13 @@ def mean_gradient(loss_fn: LossFn, params: PyTree, batches: Iterable[PyTree]) ->
       >>> mean_gradient(loss_fn, jnp.float32(1), [jnp.ones(3), 5 * jnp.ones(1)])
       Array(2., dtype=float32)
     """
-    loss_fn, total, count = _bound(loss_fn), None, 0
+    loss_fn, total, count = _bound(loss_fn), _zeros(params), 0
     for batch in batches:
         size = num_examples(batch)
         total = _add_gradient(total, loss_fn, params, batch, float(size))
         count += size
-    return jax.tree.map(lambda g: g / count, _at_least_one(total))
+    _check_any(count)
+    return jax.tree.map(lambda g: g / count, total)
 
 
 def mean_squared_gradient(
@@ -107,11 +110,12 @@ def mean_squared_gradient(
       >>> mean_squared_gradient(loss_fn, jnp.float32(0), [jnp.array([1.0, 3.0])])
       Array(5., dtype=float32)
     """
-    loss_fn, total, count = _bound(loss_fn), None, 0
+    loss_fn, total, count = _bound(loss_fn), _zeros(params), 0
     for batch in batches:
         total = _add_squares(total, loss_fn, params, batch)
         count += num_examples(batch)
-    return jax.tree.map(lambda g: g / count, _at_least_one(total))
+    _check_any(count)
+    return jax.tree.map(lambda g: g / count, total)
 
 
 def example_gradients(loss_fn: LossFn, params: PyTree, batch: PyTree) -> PyTree:
@@ -145,22 +149,28 @@ def num_examples(batch: PyTree) -> int:
 
 @partial(jax.jit, static_argnames="transform")
 def _add_gradient(total, loss_fn, params, batch, weight=1.0, *, transform=jnp.asarray):
-    """Adds a batch's gradient, transformed and weighted, to a total or to nothing."""
+    """Adds a batch's gradient, transformed and weighted, to a total."""
     gradient = jax.grad(loss_fn)(params, batch)
     return _add(total, gradient, lambda g: weight * transform(g))
 
 
 @jax.jit
 def _add_squares(total, loss_fn, params, batch):
-    """Adds the sum of a batch's squared example gradients to a total or to nothing."""
+    """Adds the sum of a batch's squared example gradients to a total."""
     gradients = example_gradients(loss_fn, params, batch)
     return _add(total, gradients, lambda g: jnp.sum(jnp.square(g), 0))
 
 
 def _add(total, gradient, function):
     """``total + function(gradient)`` leaf by leaf, in float32."""
-    terms = jax.tree.map(lambda g: function(g.astype(jnp.float32)), gradient)
-    return terms if total is None else jax.tree.map(jnp.add, total, terms)
+    return jax.tree.map(
+        lambda t, g: t + function(g.astype(jnp.float32)), total, gradient
+    )
+
+
+def _zeros(params: PyTree) -> PyTree:
+    """The total before the first batch, so that all batches share one program."""
+    return jax.tree.map(lambda p: jnp.zeros_like(p, jnp.float32), params)
 
 
 def _bound(loss_fn: LossFn) -> LossFn:
@@ -168,8 +178,7 @@ def _bound(loss_fn: LossFn) -> LossFn:
     return loss_fn if isinstance(loss_fn, Partial) else Partial(loss_fn)
 
 
-def _at_least_one(total: PyTree | None) -> PyTree:
-    """The total, or an error if there was no batch."""
-    if total is None:
+def _check_any(count: int) -> None:
+    """Raises if there was no batch."""
+    if count == 0:
         raise ValueError("Got no batch, wanted at least one; is the data set empty?")
-    return total
