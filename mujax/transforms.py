@@ -7,15 +7,17 @@ that combine two gradients take the second as ``update(..., forget_grads=...)``;
 of them accept and ignore extra arguments that they do not know.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from mujax import correction, saliency, subspace
-from mujax._trees import PyTree, check_like
+from mujax._trees import PyTree, check_fraction, check_like, size
 
 Scalar = float | jax.Array | optax.Schedule
 
@@ -24,8 +26,9 @@ def mask_updates(mask: PyTree) -> optax.GradientTransformationExtraArgs:
     r"""Zeroes the updates of frozen weights, :math:`u \leftarrow m \odot u`.
 
     Last in the chain it freezes exactly: the weight's bits never change, whatever
-    the optimiser, weight decay, momentum or clipping before it do. With a mask that
-    is true everywhere the chain equals the chain without it.
+    the optimiser, weight decay, momentum or clipping before it do (but CPU addition
+    flushes subnormal weights, below 1.2e-38, to zero). With a mask that is true
+    everywhere the chain equals the chain without it.
 
     Args:
       mask: a boolean tree of the structure and shapes of the parameters; true
@@ -74,7 +77,7 @@ class CombineGradientsState(NamedTuple):
       count: number of updates so far, shape (), int32.
     """
 
-    count: jax.Array
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
 
 
 def correct_updates(
@@ -100,7 +103,8 @@ def correct_updates(
       A transform whose ``update`` needs the keyword ``forget_grads``.
 
     Raises:
-      ValueError: the two gradients differ in structure or shape.
+      ValueError: ``forget_grads`` is missing, or the two gradients differ in structure
+        or shape; the message names the leaf.
 
     Example:
       >>> import optax
@@ -144,6 +148,9 @@ def project_conflicting_updates(
       A transform whose ``update`` needs the keyword ``forget_grads``; see
       :func:`mujax.correction.project_conflicts`.
 
+    Raises:
+      ValueError: as :func:`correct_updates`.
+
     Example:
       >>> tx = project_conflicting_updates()
       >>> retain, forget = jnp.array([1.0, 0.0]), jnp.array([-1.0, 1.0])
@@ -168,6 +175,9 @@ def blend_updates(retain_share: Scalar) -> optax.GradientTransformationExtraArgs
 
     Returns:
       A transform whose ``update`` needs the keyword ``forget_grads``.
+
+    Raises:
+      ValueError: as :func:`correct_updates`.
 
     Example:
       >>> tx = blend_updates(0.75)
@@ -246,7 +256,7 @@ class SoftThresholdState(NamedTuple):
       anchor: the parameters at the start, from which distances are measured.
     """
 
-    count: jax.Array
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
     anchor: PyTree
 
 
@@ -272,7 +282,8 @@ def soft_threshold_updates(
       A transform whose ``update`` needs ``params``.
 
     Raises:
-      ValueError: ``params`` is missing or does not fit the updates.
+      ValueError: the fraction is a number outside [0, 1], or ``params`` is missing or
+        does not fit the updates.
 
     Example:
       >>> import optax
@@ -285,6 +296,8 @@ def soft_threshold_updates(
     Reference:
       `Fan et al. (2024) <https://arxiv.org/abs/2310.12508>`_, SalUn-soft.
     """
+    if isinstance(fraction, float):
+        check_fraction(fraction)
 
     def init_fn(params):
         # A copy: the caller may donate the parameters to a jitted step.
@@ -301,17 +314,16 @@ def soft_threshold_updates(
         check_like(updates, params, "updates", "params")
         moved = jax.tree.map(lambda p, u, a: (p - a) + u, params, updates, state.anchor)
         distances = jax.tree.map(jnp.abs, moved)
-        total = sum(jnp.size(leaf) for leaf in jax.tree.leaves(distances))
-        rank = jnp.floor(_at(fraction, state.count) * jnp.float32(total))
-        gamma = saliency.kth_smallest(distances, rank.astype(jnp.int32))
+        rank = _floor(_at(fraction, state.count), size(distances))
+        gamma = saliency.kth_smallest(distances, rank)
 
         def pull(delta, p, u, a):
-            shrunk = jnp.sign(delta) * jnp.maximum(jnp.abs(delta) - gamma, 0)
-            return ((a - p) + shrunk).astype(u.dtype)
+            # The others step from where they are, so that γ = 0 leaves u as it is.
+            stays = jnp.abs(delta) <= gamma
+            return jnp.where(stays, a - p, u - jnp.sign(delta) * gamma).astype(u.dtype)
 
         pulled = jax.tree.map(pull, moved, params, updates, state.anchor)
-        count = optax.safe_increment(state.count)
-        return pulled, SoftThresholdState(count, state.anchor)
+        return pulled, SoftThresholdState(_next(state.count), state.anchor)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -325,14 +337,31 @@ def _combine_gradients(
         del params
         return CombineGradientsState(jnp.zeros([], jnp.int32))
 
-    def update_fn(updates, state, params=None, *, forget_grads, **extra_args):
+    def update_fn(updates, state, params=None, *, forget_grads=None, **extra_args):
         del params, extra_args
+        if forget_grads is None:
+            raise ValueError(
+                "update got forget_grads=None, wanted the forgetting gradients: call "
+                "update(updates, state, params, forget_grads=...)."
+            )
         combined = rule(updates, forget_grads, state.count)
-        return combined, CombineGradientsState(optax.safe_increment(state.count))
+        return combined, CombineGradientsState(_next(state.count))
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _next(count: jax.Array) -> jax.Array:
+    """The following step; stays at the largest integer."""
+    return jnp.asarray(optax.safe_increment(count))
 
 
 def _at(value: Scalar, count: jax.Array) -> jax.typing.ArrayLike:
     """The value of a number or a schedule at a step."""
     return value(count) if callable(value) else value
+
+
+def _floor(share: jax.typing.ArrayLike, total: int) -> jax.typing.ArrayLike:
+    """Floor of a share of a total; a number's as in saliency.top_fraction_mask."""
+    if isinstance(share, float):
+        return np.uint32(math.floor(share * total))
+    return jnp.floor(share * jnp.float32(total))
