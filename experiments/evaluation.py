@@ -1,6 +1,7 @@
 """One pass over each split, and every metric of a classifier from its outputs."""
 
 import functools
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +12,7 @@ from experiments.augment import crop_and_flip, normalise
 from experiments.data import Dataset, Split
 from experiments.loop import DivergedError
 from experiments.models import Model
-from experiments.recipes import Losses
+from experiments.recipes import Difficulty, Losses
 from mujax import auditing, curriculum, gradients, methods, metrics
 
 
@@ -76,7 +77,7 @@ class Forgetting(NamedTuple):
         return methods.plain_loss(self.loss_fn, self.model_state)
 
 
-DIFFICULTIES = {
+DIFFICULTIES: Mapping[Difficulty, Callable[[Forgetting], Any]] = {
     "confidence": lambda f: curriculum.confidence_difficulty(f.probs, f.labels),
     "el2n": lambda f: curriculum.el2n(f.probs, f.labels),
     "loss": lambda f: curriculum.loss_difficulty(f.probs, f.labels),

@@ -11,12 +11,17 @@ import functools
 import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import optax
 
 from experiments.report import MethodNote
 from mujax import methods
+
+
+Difficulty = Literal[
+    "confidence", "el2n", "loss", "gradient_norm", "gradient_alignment", "random"
+]
 
 
 def _field(default: Any, text: str) -> Any:
@@ -67,11 +72,7 @@ class Recipe:
     )
     forget_decay: float = _field(0.9, "UFG: factor on that weight every epoch.")
     stages: int = _field(3, "CUFG: number of curriculum stages.")
-    difficulty: str = _field(
-        "confidence",
-        "CUFG: what orders the stages: confidence, el2n, loss, gradient_norm, "
-        "gradient_alignment, or random.",
-    )
+    difficulty: Difficulty = _field("confidence", "CUFG: what orders the stages.")
 
 
 class Losses(NamedTuple):
