@@ -23,8 +23,7 @@ import jax.numpy as jnp
 import optax
 from jax.tree_util import Partial
 
-from mujax import transforms
-from mujax._trees import PyTree, check_like, size
+from mujax._trees import PyTree, check_like, select, size
 
 FORGET = "forget"
 RETAIN = "retain"
@@ -34,7 +33,12 @@ class LossFn(Protocol):
     """Mean loss of a batch, the model's other state after it, and anything else."""
 
     def __call__(
-        self, params: PyTree, model_state: PyTree, batch: PyTree, key: jax.Array | None
+        self,
+        params: PyTree,
+        model_state: PyTree,
+        batch: PyTree,
+        key: jax.Array | None,
+        /,
     ) -> tuple[jax.Array, tuple[PyTree, Any]]:
         """Returns ``(loss, (model_state, aux))``."""
         ...
@@ -124,6 +128,9 @@ class Method(NamedTuple):
 def with_data(method: Method, **changes: Any) -> Method:
     """The method with some fields of its data use replaced.
 
+    Raises:
+      ValueError: for ``microbatch_size``, which the step is built with.
+
     Example:
       >>> from mujax import methods
       >>> loss_fn = lambda p, s, b, k: (p, (s, None))
@@ -131,6 +138,11 @@ def with_data(method: Method, **changes: Any) -> Method:
       >>> with_data(ascent, stages=3, epochs=2).data_use.stages
       3
     """
+    if "microbatch_size" in changes:
+        raise ValueError(
+            "Got microbatch_size, which the method's step is built with; give it to "
+            "the method itself."
+        )
     return method._replace(data_use=dataclasses.replace(method.data_use, **changes))
 
 
@@ -238,12 +250,12 @@ def descend(
         def objective(trained):
             params = merge(trained, state.fixed)
             loss, rest = loss_fn(params, state.model_state, batch, retain_key)
-            return sign * loss, rest
+            return sign * _mean_over(axis_name, loss), rest
 
         (loss, (model_state, aux)), grads = jax.value_and_grad(objective, has_aux=True)(
             state.trained
         )
-        loss, grads = _mean_over(axis_name, (loss, grads))
+        grads = _mean_over(axis_name, grads)
         forget_grads = state.forget_grads
         if forget_loss_fn is not None:
             if forget_batch is None:
@@ -259,6 +271,7 @@ def descend(
                     forget_batch,
                     forget_key,
                     data_use.microbatch_size,
+                    axis_name,
                 )
                 return _mean_over(axis_name, fresh)
 
@@ -275,12 +288,12 @@ def descend(
         updates, opt_state = tx.update(
             grads, state.opt_state, state.trained, **extra_args
         )
+        trained = optax.apply_updates(state.trained, updates)
         if state.mask is not None:
-            updates, _ = transforms.mask_updates(state.mask).update(
-                updates, optax.EmptyState()
-            )
+            # Selected, not added to: addition on CPU flushes subnormal weights to zero.
+            trained = select(state.mask, trained, state.trained)
         new_state = state._replace(
-            trained=optax.apply_updates(state.trained, updates),
+            trained=trained,
             model_state=_mean_over(axis_name, model_state)
             if moves_statistics
             else state.model_state,
@@ -306,11 +319,14 @@ def need_forget_batches(forget_batches: Iterable[PyTree] | None, what: str):
     return forget_batches
 
 
-def _forgetting_gradient(loss_fn, state, batch, key, microbatch_size):
+def _forgetting_gradient(loss_fn, state, batch, key, microbatch_size, axis_name):
     """Gradient of the negated loss at the current parameters, piece by piece."""
-    grad_fn = jax.grad(
-        lambda params, piece: -loss_fn(params, state.model_state, piece, key)[0]
-    )
+
+    def objective(params, piece):
+        loss, _ = loss_fn(params, state.model_state, piece, key)
+        return -_mean_over(axis_name, loss)
+
+    grad_fn = jax.grad(objective)
     count = jax.tree.leaves(batch)[0].shape[0]
     if microbatch_size is None or microbatch_size >= count:
         return grad_fn(state.trained, batch)
@@ -320,17 +336,26 @@ def _forgetting_gradient(loss_fn, state, batch, key, microbatch_size):
             f"microbatch_size={microbatch_size}; pad it with examples of weight 0."
         )
     pieces = jax.tree.map(lambda x: x.reshape(-1, microbatch_size, *x.shape[1:]), batch)
-    zero = jax.tree.map(jnp.zeros_like, state.trained)
+    zero = jax.tree.map(lambda p: jnp.zeros_like(p, jnp.float32), state.trained)
 
     def add(total, piece):
         return jax.tree.map(jnp.add, total, grad_fn(state.trained, piece)), None
 
     total, _ = jax.lax.scan(add, zero, pieces)
-    return jax.tree.map(lambda g: g * (microbatch_size / count), total)
+    return jax.tree.map(
+        lambda t, p: (t * (microbatch_size / count)).astype(p.dtype),
+        total,
+        state.trained,
+    )
 
 
 def _mean_over(axis_name: str | None, tree: PyTree) -> PyTree:
-    """Averages the floating-point leaves over a mapped axis, if there is one."""
+    """Averages the floating-point leaves over a mapped axis, if there is one.
+
+    A step averages the loss that it differentiates and then the gradients. Under pmap
+    these are each replica's own; under shard_map those of replicated parameters come
+    out averaged already, and averaging them again changes nothing.
+    """
     if axis_name is None:
         return tree
     return jax.tree.map(
