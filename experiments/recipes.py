@@ -18,7 +18,6 @@ import optax
 from experiments.report import MethodNote
 from mujax import methods
 
-
 Difficulty = Literal[
     "confidence", "el2n", "loss", "gradient_norm", "gradient_alignment", "random"
 ]
@@ -72,7 +71,7 @@ class Recipe:
     )
     forget_decay: float = _field(0.9, "UFG: factor on that weight every epoch.")
     stages: int = _field(3, "CUFG: number of curriculum stages.")
-    difficulty: Difficulty = _field("confidence", "CUFG: what orders the stages.")
+    difficulty: Difficulty = _field("confidence", "CUFG: stages by this.")  # noqa: RUF009
 
 
 class Losses(NamedTuple):
