@@ -169,6 +169,12 @@ def in_order(feed: Feed, indices: np.ndarray, batch_size: int) -> list[dict[str,
     ]
 
 
+def clear_cache() -> None:
+    """Forgets the compiled epochs of all methods."""
+    _scanned.cache_clear()
+    _streamed.cache_clear()
+
+
 def _on_device(feed: Feed) -> bool:
     """Whether the examples lie on the device."""
     return all(isinstance(array, jax.Array) for array in feed.examples.values())

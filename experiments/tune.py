@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 import optuna
 
@@ -147,7 +148,11 @@ def search(config: Config) -> None:
             )
             missing = config.trials - len(log.trials)
             if missing > 0:
-                log.optimize(_objective(name, bench, seeds), n_trials=missing)
+                log.optimize(
+                    _objective(name, bench, seeds),
+                    n_trials=missing,
+                    callbacks=[_forget_compiled],
+                )
             _keep(config.recipe_tasks[0], name, log)
             print(f"{name}: gap {log.best_value:.2f} with {log.best_trial.params}")
 
@@ -186,6 +191,13 @@ def _gap(bench, name: str, seed: int, reference: dict[str, Any]) -> float:
         return evaluation.compare(evaluation.measure(outputs, seed), reference)["gap"]
     except loop.DivergedError:
         return WORST
+
+
+def _forget_compiled(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+    """Drops old trials' programs: a process may hold only so many memory maps."""
+    if trial.number % 8 == 7:
+        loop.clear_cache()
+        jax.clear_caches()
 
 
 def _keep(task: str, name: str, log: optuna.Study) -> None:
