@@ -597,10 +597,12 @@ class StatisticsTest(parameterized.TestCase):
         method = build(name)
         batch = tiny_batch(5)
         state = started(method, mask=random_mask())
-        state, _, _ = run(method, state, [batch], tiny_batch(6))
+        state, losses, _ = run(method, state, [batch], tiny_batch(6))
         _, model_state = method.finish(state)
         if name.startswith("semu"):
             self.assertEqual(bits(model_state), bits(tiny_state()))
+            loss, _ = EVAL(tiny_params(), tiny_state(), batch, None)
+            self.assertAlmostEqual(losses[0], float(loss), places=5)
         else:
             _, (wanted, _) = train_grad(tiny_params(), tiny_state(), batch)
             chex.assert_trees_all_close(model_state, wanted)
@@ -650,7 +652,7 @@ class MaskTest(parameterized.TestCase):
 
     def test_masked_semu_factors_the_masked_gradient(self):
         mask = random_mask()
-        method = methods.semu(EVAL, sgd(), rank=2, orthogonal=False)
+        method = methods.semu(TRAIN, sgd(), rank=2, orthogonal=False, eval_loss_fn=EVAL)
         state = started(method, mask=mask)
         grads = [eval_grad(tiny_params(), batch) for batch in forget_batches()]
         masked = jax.tree.map(lambda m, a, b: np.where(m, a + b, 0), mask, *grads)
