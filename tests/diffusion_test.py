@@ -420,22 +420,23 @@ class SamplerTest(parameterized.TestCase):
             atol=1e-4,
         )
 
-    def test_eta_0_is_a_function_of_the_start(self):
-        """By hand in float64, from the documented start's key."""
-        x = np.asarray(jax.random.normal(jax.random.fold_in(KEY, 200), (3, 2)))
-        product = alphas_cumprod(SCHEDULE)
+    @parameterized.parameters(0.0, 0.5, 1.0)
+    def test_ddim_by_hand(self, eta):
+        """In float64, with noise from the documented keys."""
+
+        def normal(step):
+            return np.asarray(jax.random.normal(jax.random.fold_in(KEY, step), (3, 2)))
+
+        x, product = normal(200), alphas_cumprod(SCHEDULE)
         for t, s in [(199, 132), (132, 65), (65, -1)]:
-            a, b, _ = ddim_transition(t, s, eta=0.0)
+            a, b, c = ddim_transition(t, s, eta)
             spread = product[t] * COVARIANCE + (1 - product[t]) * np.eye(2)
             residual = x - np.sqrt(product[t]) * MEANS[[0, 1, 1]]
             noise = np.sqrt(1 - product[t]) * residual @ np.linalg.inv(spread)
-            x = a * x + b * noise
+            x = a * x + b * noise + c * normal(t)
+        sample = sampler("ddim", num_steps=3, eta=eta)
         np.testing.assert_allclose(
-            sampler("ddim", num_steps=3)(
-                GAUSSIAN, SCHEDULE, KEY, jnp.array([0, 1, 1]), (3, 2)
-            ),
-            x,
-            atol=1e-4,
+            sample(GAUSSIAN, SCHEDULE, KEY, jnp.array([0, 1, 1]), (3, 2)), x, atol=1e-4
         )
 
     def test_visited_steps(self):
