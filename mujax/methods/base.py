@@ -8,7 +8,8 @@ A method is a triple of pure functions and a value::
     method.data_use          # which data, with which labels, for how many epochs
 
 ``step`` contains no loop, I/O or logging: jit it (and donate the state), vmap it over
-seeds, shard it, or build the method with ``axis_name`` and pmap it. A loss is
+seeds, shard it, or build the method with ``axis_name`` and put it under ``pmap`` or
+``shard_map`` with the state replicated. A loss is
 ``loss_fn(params, model_state, batch, key) -> (loss, (model_state, aux))``, the mean
 over the batch; methods that need an evaluation mode take a second one.
 """
