@@ -848,6 +848,10 @@ class CompositionTest(parameterized.TestCase):
         chex.assert_trees_all_equal_dtypes(trail[-1], params)
         chex.assert_trees_all_equal_dtypes(state.model_state, model_state)
         chex.assert_tree_all_finite(trail[-1])
+        _, info = jax.eval_shape(
+            method.step, state, batches[0], forget_batch=batches[0]
+        )
+        self.assertEqual(info.loss.dtype, jnp.float32)
         self.assertEqual(frozen_bits(mask, trail[-1]), frozen_bits(mask, params))
         self.assertNotEqual(bits(trail[-1]), bits(params))
         if name.startswith("semu"):

@@ -302,7 +302,7 @@ def descend(
             forget_grads=forget_grads if refresh_every > 1 else None,
             step=state.step + 1,
         )
-        return new_state, StepInfo(sign * loss, aux)
+        return new_state, StepInfo(jnp.float32(sign * loss), aux)
 
     def finish(state: State) -> tuple[PyTree, PyTree]:
         return merge(state.trained, state.fixed), state.model_state
