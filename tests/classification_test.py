@@ -8,6 +8,7 @@ import tempfile
 from unittest import mock
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from absl.testing import absltest, parameterized
@@ -70,7 +71,7 @@ class MainJobTest(parameterized.TestCase):
         digits = data.load("digits")
         split = data.random_split(digits, 0.1, 0)
         model = build("small_cnn", digits.num_classes, digits.input_shape)
-        x = (digits.test_images / 255 - digits.mean) / digits.std
+        x = jnp.asarray((digits.test_images / 255 - digits.mean) / digits.std)
         logits, _ = model.apply(tree["params"], tree["model_state"], x, train=False)
         accuracy = 100 * np.mean(np.argmax(logits, 1) == digits.test_labels)
         self.assertAlmostEqual(accuracy, rows["salun", 0]["ta"], places=4)
