@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-PyTree = Any
+from mujax._trees import PyTree, check_like
+
 Predict = Callable[[PyTree, jax.Array, jax.Array, PyTree], jax.Array]
 Reduction = Callable[..., jax.Array]
 
@@ -188,6 +189,9 @@ def drop_condition(
 
     Returns:
       A pytree of the structure, shapes and dtypes of ``condition``.
+
+    Raises:
+      ValueError: ``null`` is no condition of one example; the message names the leaf.
 
     Example:
       >>> print(drop_condition(jax.random.key(1), jnp.arange(6), 0.5, null=10))
@@ -393,6 +397,13 @@ def posterior_variance(schedule: Schedule, t: jax.typing.ArrayLike) -> jax.Array
 
     .. math:: v_t = \beta_t (1 - \bar\alpha_{t-1}) / (1 - \bar\alpha_t)
 
+    Args:
+      schedule: The schedule.
+      t: Steps in [0, T), of any shape.
+
+    Returns:
+      Variances, float32, of the shape of ``t``.
+
     Example:
       >>> variance = posterior_variance(linear_schedule(2, 0.36, 0.75), np.arange(2))
       >>> print(np.asarray(variance).round(3))
@@ -404,6 +415,13 @@ def posterior_variance(schedule: Schedule, t: jax.typing.ArrayLike) -> jax.Array
 
 def beta_variance(schedule: Schedule, t: jax.typing.ArrayLike) -> jax.Array:
     r"""The larger of DDPM's variances, :math:`\beta_t`, and 0 for the last step, t = 0.
+
+    Args:
+      schedule: The schedule.
+      t: Steps in [0, T), of any shape.
+
+    Returns:
+      Variances, float32, of the shape of ``t``.
 
     Example:
       >>> print(beta_variance(linear_schedule(2, 0.36, 0.75), np.arange(2)))
@@ -508,7 +526,7 @@ def ddim_sample(
       condition: Conditions, a pytree of arrays (N, ...).
       shape: Shape of the samples, (N, ...).
       num_steps: n, evaluations of the network, 1 to T.
-      eta: 0 draws noise for the start alone; 1 with all T steps is
+      eta: In [0, 1]: 0 draws noise for the start alone; 1 with all T steps is
         :func:`ddpm_sample` with the posterior variance.
       clip: As in :func:`ddpm_sample`.
       dtype: As in :func:`ddpm_sample`.
@@ -618,6 +636,8 @@ def _expand(values: jax.Array, like: jax.Array) -> jax.Array:
 
 def _null_like(condition: PyTree, null: PyTree) -> PyTree:
     """The null condition for every example."""
+    one = jax.tree.map(lambda c: jax.ShapeDtypeStruct(c.shape[1:], c.dtype), condition)
+    check_like(null, one, "null", "one example's condition")
     return jax.tree.map(
         lambda c, n: jnp.broadcast_to(jnp.asarray(n, c.dtype), c.shape), condition, null
     )

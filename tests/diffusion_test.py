@@ -180,6 +180,12 @@ class NoisingTest(parameterized.TestCase):
         wanted = np.full(50, 50) if probability else np.arange(50)
         np.testing.assert_array_equal(dropped, wanted)
 
+    def test_refuses_another_null(self):
+        condition = {"label": jnp.arange(4), "text": jnp.ones((4, 3))}
+        null = {"label": 4, "text": np.zeros(2)}
+        with self.assertRaisesRegex(ValueError, r"null\['text'\] has shape \(2,\)"):
+            diffusion.drop_condition(KEY, condition, 0.1, null)
+
 
 class GuidanceTest(parameterized.TestCase):
     def setUp(self):
