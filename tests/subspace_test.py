@@ -145,7 +145,9 @@ class FactorTest(parameterized.TestCase):
         for name, matrix in matrices.items():
             basis, exact = bases[name], matrix.astype(np.float64)
             u, sigma, vh = np.linalg.svd(exact, full_matrices=False)
-            left, right = (np.float64(x[0]) for x in (basis.left, basis.right))
+            left, right = (
+                np.asarray(x[0], np.float64) for x in (basis.left, basis.right)
+            )
             came = np.einsum("mr,mn,nr->r", left, exact, right)
             with self.subTest(name, part="singular values"):
                 np.testing.assert_allclose(came, sigma, atol=5e-6 * sigma[0])
@@ -264,10 +266,10 @@ class LawsTest(parameterized.TestCase):
     SHAPES: ClassVar = {"conv": (2, 3, 4, 10), "dense": (12, 7), "bias": (7,)}
 
     def decaying(self, seed):
-        """Gradients whose singular values fall off at a rate drawn from the seed."""
+        """Gradients whose singular values fall off, each matrix at its own rate."""
         rng = np.random.default_rng(seed)
-        rate = rng.uniform(0.2, 1)
-        conv = [with_spectrum(rng, 10, 6, rate ** np.arange(6)) for _ in range(4)]
+        *rates, rate = rng.uniform(0.2, 1, 5)
+        conv = [with_spectrum(rng, 10, 6, x ** np.arange(6)) for x in rates]
         return {
             "conv": np.stack(conv).reshape(4, 10, 2, 3).transpose(2, 3, 0, 1),
             "dense": with_spectrum(rng, 12, 7, rate ** np.arange(7)),
@@ -284,11 +286,10 @@ class LawsTest(parameterized.TestCase):
             sigma = np.linalg.svd(stack.astype(np.float64), compute_uv=False)
             share = np.cumsum(sigma**2, 1) / np.sum(sigma**2, 1, keepdims=True)
             rank = np.asarray(bases[name].rank)
-            ends = np.take_along_axis(share, rank[:, None] - 1, 1)[:, 0]
+            last = rank[:, None] - 1
+            ends = np.take_along_axis(share, last, 1)[:, 0]
             self.assertTrue((ends >= energy - 1e-5).all())
-            before = np.take_along_axis(share, np.maximum(rank - 2, 0)[:, None], 1)[
-                :, 0
-            ]
+            before = np.take_along_axis(share, np.maximum(last - 1, 0), 1)[:, 0]
             minimal = (rank == 1) | (before < energy + 1e-5)
             self.assertTrue(minimal.all() if per else minimal.any())
             self.assertEqual(bases[name].left.shape[-1], rank.max())
