@@ -81,8 +81,8 @@ class UNet(nnx.Module):
       attention: Resolutions (the image's height) with attention behind each block. The
         smallest image has attention between two blocks in any case.
       dropout: Share of features dropped inside each block in training.
-      dtype: Dtype of the computation, such as ``jnp.bfloat16``; parameters and result
-        stay float32. None for float32.
+      dtype: Dtype of the computation, such as ``jnp.bfloat16``; None for that of the
+        parameters, which are float32 in any case.
       conv_general_dilated: What convolves; ``jax.lax.conv_general_dilated`` will do.
       rngs: Source of the initial values, and of dropout.
 
@@ -166,7 +166,9 @@ class Level(nnx.Module):
     ):
         (outputs, attend), *smaller = levels
         kept = [inputs] + [outputs] * blocks
-        self.down = nnx.List([Block(n, outputs, attend, make) for n in kept[:-1]])
+        # Sequential serves as the list of modules that flax 0.11 and 0.12 share.
+        down = [Block(n, outputs, attend, make) for n in kept[:-1]]
+        self.down = nnx.Sequential(*down)
         if smaller:
             inner = smaller[0][0]
             self.shrink = make.convolution(outputs, outputs, strides=2)
@@ -176,24 +178,21 @@ class Level(nnx.Module):
             inner = outputs
             self.inner = Middle(outputs, make)
         arriving = [inner] + [outputs] * blocks
-        self.up = nnx.List(
-            [
-                Block(n + skip, outputs, attend, make)
-                for n, skip in zip(arriving, reversed(kept), strict=True)
-            ]
-        )
+        pairs = zip(arriving, reversed(kept), strict=True)
+        up = [Block(n + skip, outputs, attend, make) for n, skip in pairs]
+        self.up = nnx.Sequential(*up)
 
     def __call__(self, x: jax.Array, embedding: jax.Array) -> jax.Array:
         """Features (N, H, W, outputs) from features (N, H, W, inputs)."""
         kept = [x]
-        for block in self.down:
+        for block in self.down.layers:
             kept.append(block(kept[-1], embedding))
         if isinstance(self.inner, Level):
             x = self.inner(self.shrink(kept[-1]), embedding)
             x = self.grow(x.repeat(2, axis=1).repeat(2, axis=2))
         else:
             x = self.inner(kept[-1], embedding)
-        for block in self.up:
+        for block in self.up.layers:
             x = block(jnp.concatenate([x, kept.pop()], axis=-1), embedding)
         return x
 
