@@ -47,10 +47,12 @@ class Config(classification.Config):
         return f"tune-{super().task}"
 
 
-def _optimisation(trial: Trial, low: float, high: float) -> dict[str, Any]:
+def _optimisation(
+    trial: Trial, low: float, high: float, epochs: int = 15
+) -> dict[str, Any]:
     return {
         "learning_rate": trial.suggest_float("learning_rate", low, high, log=True),
-        "epochs": trial.suggest_int("epochs", 1, 15),
+        "epochs": trial.suggest_int("epochs", 1, epochs),
         "cosine": trial.suggest_categorical("cosine", [False, True]),
     }
 
@@ -73,8 +75,8 @@ def _cores(trial: Trial) -> dict[str, Any]:
     }
 
 
-def _correcting(trial: Trial) -> dict[str, Any]:
-    return _optimisation(trial, 1e-4, 0.1) | {
+def _correcting(trial: Trial, epochs: int = 15) -> dict[str, Any]:
+    return _optimisation(trial, 1e-4, 0.1, epochs) | {
         "threshold": trial.suggest_float("threshold", -1.0, 0.45),
         "forget_weight": trial.suggest_float("forget_weight", 0.01, 2.0, log=True),
         "forget_decay": trial.suggest_float("forget_decay", 0.5, 1.0),
@@ -83,8 +85,7 @@ def _correcting(trial: Trial) -> dict[str, Any]:
 
 def _staged(trial: Trial) -> dict[str, Any]:
     scores = list(evaluation.DIFFICULTIES)
-    return _correcting(trial) | {
-        "epochs": trial.suggest_int("epochs", 1, 5),
+    return _correcting(trial, epochs=5) | {
         "stages": trial.suggest_int("stages", 2, 5),
         "difficulty": trial.suggest_categorical("difficulty", scores),
     }
