@@ -15,7 +15,7 @@ from typing import Any, Literal, Self
 
 import jax.numpy as jnp
 import numpy as np
-import rich
+import rich.console
 import rich.table
 
 from experiments import (
@@ -155,7 +155,10 @@ def unlearn(config: Config) -> None:
             for name, seed in runs:
                 bench.run(name, seed, display)
         write_report(config, store)
-        rich.print(table())
+        console = rich.console.Console()
+        # Where no terminal says how wide it is, the table needs its hundred columns.
+        width = None if console.is_terminal else 100
+        rich.console.Console(width=width).print(table())
         print(f"Report: {config.folder / 'report.html'}")
 
 
