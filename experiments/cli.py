@@ -65,8 +65,8 @@ class StudyConfig:
 
     @property
     def task(self) -> str:
-        """Name of the task, for the default folder."""
-        raise NotImplementedError
+        """Name of the task, for the default folder; experiments add their own."""
+        return self.dataset
 
     @property
     def folder(self) -> pathlib.Path:
