@@ -5,20 +5,17 @@ every method over seeds, fills a table in as it goes, and leaves a folder with
 results, plots, checkpoints and a report. Run again it computes what is missing.
 """
 
-import copy
 import dataclasses
-import functools
 import pathlib
 import sys
-from collections.abc import Sequence
-from typing import Any, Literal, Self
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
-import rich.console
-import rich.table
 
 from experiments import (
+    bench,
     cli,
     data,
     evaluation,
@@ -30,8 +27,9 @@ from experiments import (
     summary,
     tables,
 )
+from experiments.bench import BASELINES, Measured
+from experiments.cache import Cache
 from experiments.models import Model, build
-from experiments.progress import Display
 from experiments.store import Store
 from experiments.summary import Column
 from mujax import curriculum, methods
@@ -83,7 +81,8 @@ COLUMNS = (
         description="Share of the parameters that the method may move.",
     ),
 )
-BASELINES = ("retrain", "retrain_again", "original")
+Overrides: Any = cli.overrides(recipes.Recipe)
+AS_SEARCHED = Overrides()
 LOADING = """\
 import orbax.checkpoint as ocp
 path = "{path}"  # absolute
@@ -106,6 +105,12 @@ class Config(cli.StudyConfig):
     """Indices scenario: text file with one training index a line."""
     model: str = "small_cnn"
     """Model: small_cnn, resnet18, resnet20, vgg16_bn, vit_tiny, or module:factory."""
+    width: int | None = None
+    """Width of the model (channels of its first layer); None takes the model's own."""
+    train: Overrides = AS_SEARCHED  # pyright: ignore[reportInvalidTypeForm]
+    """Recipe of the original model and of Retrain; None keeps the data set's own."""
+    recipe: Overrides = AS_SEARCHED  # pyright: ignore[reportInvalidTypeForm]
+    """Recipe of the methods; None keeps the searched value of each."""
 
     @property
     def task(self) -> str:
@@ -115,7 +120,8 @@ class Config(cli.StudyConfig):
             "class": self.forget_class,
             "indices": self.forget_indices.stem if self.forget_indices else "",
         }[self.scenario]
-        return f"{self.dataset}-{self.model}-{self.scenario}-{detail}"
+        model = self.model if self.width is None else f"{self.model}_{self.width}"
+        return f"{self.dataset}-{model}-{self.scenario}-{detail}"
 
     @property
     def recipe_tasks(self) -> list[str]:
@@ -134,32 +140,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def unlearn(config: Config) -> None:
     """Runs the study that a configuration describes, or what of it is missing."""
     chosen = cli.choose(config.methods, recipes.METHODS)
-    dataset = data.load(config.dataset)
-    split = make_split(config, dataset)
-    model = build(config.model, dataset.num_classes, dataset.input_shape)
+    dataset = cli.load_data(config)
+    task = Classification(config, dataset, make_split(config, dataset))
     numbers = resolve_recipes(config)
     settings = cli.plain(config) | {
         "command": ["python", "-m", "experiments.classification", *sys.argv[1:]],
         "recipes": {name: dataclasses.asdict(r) for name, r in numbers.items()},
     }
     with Store(config.folder, settings, cli.EXTENDABLE) as store:
-        bench = Bench(dataset, split, model, numbers, store, config.keep_every)
-        runs = [
-            (name, seed)
-            for seed in range(config.seeds)
-            for name in (*BASELINES, *chosen)
-            if store.row(name, seed) is None
-        ]
-        table = functools.partial(screen_table, store, (*BASELINES, *chosen))
-        with Display(sum(bench.steps(name) for name, _ in runs), table) as display:
-            for name, seed in runs:
-                bench.run(name, seed, display)
+        names = (*BASELINES, *chosen)
+        table = lambda: tables.rich_table(summarise(store), pending=names)  # noqa: E731
+        cache = Cache(config.cache)
+        bench.Bench(task, numbers, store, cache, config).run_all(chosen, table)
         write_report(config, store)
-        console = rich.console.Console()
-        # Where no terminal says how wide it is, the table needs its hundred columns.
-        width = None if console.is_terminal else 100
-        rich.console.Console(width=width).print(table())
-        print(f"Report: {config.folder / 'report.html'}")
+        bench.show(table(), config.folder)
 
 
 def make_split(config: Config, dataset: data.Dataset) -> data.Split:
@@ -179,143 +173,65 @@ def resolve_recipes(config: Config) -> dict[str, recipes.Recipe]:
     return {
         "training": cli.override(training, config.train, "train"),
         **{
-            name: cli.override(
-                recipes.recipe_for(config.recipe_tasks, name),
-                config.recipe,
-                "recipe",
-            )
-            for name in recipes.METHODS
+            name: cli.override(recipe, config.recipe, "recipe")
+            for name, recipe in recipes.searched(
+                config.recipe_tasks, config.recipes
+            ).items()
         },
     }
 
 
-class Bench:
-    """Everything that a run needs: the data, the model and the finished originals."""
+class Classification:
+    """Unlearning from a classifier: a :class:`bench.Task`.
 
-    def __init__(
-        self,
-        dataset: data.Dataset,
-        split: data.Split,
-        model: Model,
-        numbers: dict[str, recipes.Recipe],
-        store: Store,
-        keep_every: float,
-    ):
-        self.split, self.model, self.numbers = split, model, numbers
-        self.store, self.keep_every = store, keep_every
-        self.losses = evaluation.cross_entropy_losses(model, dataset)
-        self.evaluator = evaluation.Evaluator(model, dataset, split)
+    Args:
+      config: names the model, and says how much memory the images may take.
+      dataset: the images.
+      split: which of them are forgotten, retained and tested on.
+    """
+
+    columns = COLUMNS
+
+    def __init__(self, config: Config, dataset: data.Dataset, split: data.Split):
+        options = {} if config.width is None else {"width": config.width}
+        self.model: Model = build(
+            config.model, dataset.num_classes, dataset.input_shape, **options
+        )
+        self.split = split
+        self.identity = {
+            "model": config.model,
+            **options,
+            "dataset": dataset.fingerprint,
+            "augment": dataset.augment,
+        }
+        self.losses = evaluation.cross_entropy_losses(self.model, dataset)
+        self.evaluator = evaluation.Evaluator(self.model, dataset, split)
+        images, labels = dataset.train_images, dataset.train_labels
+        if images.nbytes <= 1e9 * config.memory:
+            images, labels = jnp.asarray(images), jnp.asarray(labels)
         self.feed = loop.Feed(
-            examples={
-                "image": jnp.asarray(dataset.train_images),
-                "label": jnp.asarray(dataset.train_labels),
-            },
+            examples={"image": images, "label": labels},
             num_classes=dataset.num_classes,
             forget=(split.forget,),
             retain=split.retain,
         )
-        self._originals: dict[int, Any] = {}
-        self._methods: dict[str, tuple[methods.Method, loop.Feed, int]] = {}
 
-    def run(self, name: str, seed: int, display: Display) -> None:
-        """Trains or unlearns, measures, and keeps the row."""
-        row: dict[str, Any] = {"method": name, "seed": seed, "status": "ok"}
-        checkpoint, record = None, {}
-        try:
-            result = study.execute(
-                self.prepare(name, seed),
-                self.store,
-                display,
-                self._curve,
-                self.keep_every,
-            )
-            outputs = self.evaluator.outputs(result.params, result.model_state)
-            row |= evaluation.measure(outputs, seed)
-        except loop.DivergedError as error:
-            row |= {"status": "diverged", "reason": str(error)}
-        else:
-            reference = row if name == "retrain" else self.store.row("retrain", seed)
-            if reference and reference["status"] == "ok":
-                row |= evaluation.compare(row, reference)
-            row |= {
-                "seconds": result.seconds,
-                "trainable_fraction": result.trainable_fraction,
-            }
-            record = result.curves | evaluation.confidence(outputs)
-            checkpoint = {"params": result.params, "model_state": result.model_state}
-        self.store.finish(row, record, checkpoint)
-        if name == "original":
-            self._originals[seed] = checkpoint
-        display.finished(summary_line(row))
+    def init(self, key: Any) -> tuple[Any, Any]:
+        """New parameters and model state."""
+        return self.model.init(key)
 
-    def steps(self, name: str) -> int:
-        """Optimiser steps of a method's run."""
-        method, feed, batch_size = self._method(name)
-        each = loop.steps_per_epoch(method.data_use, feed, batch_size)
-        return each * loop.num_epochs(method.data_use)
+    def build(self, name: str, recipe: recipes.Recipe, steps: int) -> methods.Method:
+        """A method or the training of a baseline."""
+        make = (recipes.METHODS | recipes.BASELINES)[name]
+        return make(recipe, self.losses, steps)
 
-    def with_recipe(self, name: str, recipe: recipes.Recipe) -> Self:
-        """A bench with the same data and originals where one method differs."""
-        other = copy.copy(self)
-        other.numbers = self.numbers | {name: recipe}
-        other._methods = {}
-        return other
+    def forget_batches(self, batch_size: int) -> list[Any]:
+        """The forget set with true labels, in order."""
+        return loop.in_order(self.feed, self.split.forget, batch_size)
 
-    def prepare(self, name: str, seed: int) -> study.Run:
-        """The run of a method on a seed."""
-        method, feed, batch_size = self._method(name)
-        if method.data_use.fresh_start:
-
-            def start():
-                return method.init(*self.model.init(study.random_key(name, seed)))
-
-        else:
-            original = self._original(seed)
-            if method.data_use.stages > 1:
-                stages = self._stages(original, self.numbers[name], seed)
-                feed = dataclasses.replace(feed, forget=stages)
-
-            def start():
-                batches = loop.in_order(feed, self.split.forget, batch_size)
-                return method.init(original["params"], original["model_state"], batches)
-
-        return study.Run(name, seed, method, start, feed, batch_size)
-
-    def _method(self, name: str) -> tuple[methods.Method, loop.Feed, int]:
-        """A method, what it is fed and its batch size; compiled once for all seeds."""
-        if name not in self._methods:
-            self._methods[name] = self._make_method(name)
-        return self._methods[name]
-
-    def _make_method(self, name: str) -> tuple[methods.Method, loop.Feed, int]:
-        feed = self.feed
-        if name in BASELINES:
-            recipe = self.numbers["training"]
-            if name == "original":
-                everything = np.concatenate([self.split.forget, self.split.retain])
-                feed = dataclasses.replace(feed, retain=np.sort(everything))
-            build_method = recipes.retrain
-        else:
-            recipe = self.numbers[name]
-            build_method = recipes.METHODS[name]
-        # The data use tells the steps of an epoch, which schedules need to know.
-        use = build_method(recipe, self.losses, 1).data_use
-        stages = tuple(np.array_split(self.split.forget, use.stages))
-        feed = dataclasses.replace(feed, forget=stages)
-        steps = loop.steps_per_epoch(use, feed, recipe.batch_size)
-        method = build_method(recipe, self.losses, steps)
-        return methods.with_data(method, epochs=recipe.epochs), feed, recipe.batch_size
-
-    def _original(self, seed: int) -> Any:
-        """Parameters and model state of the original model."""
-        row = self.store.row("original", seed)
-        if row is None or row["status"] != "ok":
-            raise loop.DivergedError("There is no original model to start from.")
-        if seed not in self._originals:
-            self._originals[seed] = self.store.checkpoint("original", seed)
-        return self._originals[seed]
-
-    def _stages(self, original: Any, recipe: recipes.Recipe, seed: int):
+    def stages(
+        self, original: Any, recipe: recipes.Recipe, seed: int
+    ) -> tuple[np.ndarray, ...]:
         """The forget set in parts, from easy to hard for the original model."""
         forget = self.split.forget
         difficulty = evaluation.DIFFICULTIES[recipe.difficulty](
@@ -323,7 +239,7 @@ class Bench:
                 self.losses.evaluation,
                 original["params"],
                 original["model_state"],
-                loop.in_order(self.feed, forget, len(forget))[0],
+                self.forget_batches(len(forget))[0],
                 self.evaluator.outputs(**original).forget[0],
                 loop.in_order(self.feed, self.split.retain, 256),
                 study.random_key("stages", seed),
@@ -332,8 +248,8 @@ class Bench:
         parts = curriculum.stage_indices(difficulty, recipe.stages)
         return tuple(forget[part] for part in parts)
 
-    def _curve(self, params: Any, model_state: Any) -> dict[str, float]:
-        """Accuracies on a part of each split, after every epoch."""
+    def curve(self, params: Any, model_state: Any) -> Mapping[str, float]:
+        """Accuracies on a part of each split."""
         outputs = self.evaluator.outputs(params, model_state, limit=256)
         row = evaluation.accuracies(outputs)
         return {
@@ -342,23 +258,15 @@ class Bench:
             "test_accuracy": row["ta"],
         }
 
+    def measure(self, params: Any, model_state: Any, seed: int) -> Measured:
+        """UA, RA, TA, MIA, and the confidences behind them."""
+        outputs = self.evaluator.outputs(params, model_state)
+        row = evaluation.measure(outputs, seed)
+        return Measured(row, evaluation.confidence(outputs))
 
-def summary_line(row: dict[str, Any]) -> str:
-    """A finished run on one line."""
-    start = f"{row['method']}, seed {row['seed']}:"
-    if row["status"] != "ok":
-        return f"{start} {row['status']} ({row['reason']})"
-    numbers = [
-        f"{column.label} {row[column.key]:.{column.decimals}f}"
-        for column in COLUMNS
-        if row.get(column.key) is not None
-    ]
-    return f"{start} {', '.join(numbers)}"
-
-
-def screen_table(store: Store, names: Sequence[str]) -> rich.table.Table:
-    """The table so far."""
-    return tables.rich_table(summarise(store), pending=names)
+    def compare(self, ours: Measured, reference: Measured) -> Mapping[str, float]:
+        """Average gap and tug-of-war."""
+        return evaluation.compare(ours.row, reference.row)
 
 
 def summarise(store: Store) -> summary.Summary:
@@ -377,8 +285,9 @@ def write_report(config: Config, store: Store) -> None:
             continue
         name, seed = row["method"], row["seed"]
         record = store.record(name, seed)
-        epochs = np.arange(1, len(record["loss"]) + 1)
-        curves[name, seed] = {"epoch": epochs, **record}
+        if "loss" in record:  # an original that was given has no curve
+            epochs = np.arange(1, len(record["loss"]) + 1)
+            curves[name, seed] = {"epoch": epochs, **record}
         for part in ("forget", "retain", "test"):
             values = confidences.setdefault((name, part), [])
             values.append(record[f"confidence_{part}"])

@@ -7,19 +7,22 @@ with 130, a full disk with 1; none shows a traceback or loses what was computed.
 import contextlib
 import dataclasses
 import io
+import os
 import pathlib
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Any, TypeVar
 
+import jax
 from typing_extensions import Doc
 
+from experiments import data
 from experiments.data import DataError
 from experiments.models import ModelError
-from experiments.recipes import Recipe
+from experiments.recipes import RecipeError
 from experiments.store import StoreError
 
-EXTENDABLE = ("methods", "seeds", "out", "keep_every", "command")
+EXTENDABLE = ("methods", "seeds", "out", "cache", "keep_every", "memory", "command")
 """Settings that say how much to do or where, not what: a folder may differ in them."""
 
 
@@ -27,17 +30,16 @@ class ConfigError(ValueError):
     """A setting that cannot be; the message says what to do."""
 
 
-_overrides = dataclasses.make_dataclass(
-    "Overrides",
-    [
-        (f.name, Annotated[f.type | None, Doc(f.metadata["help"])], None)
-        for f in dataclasses.fields(Recipe)
-    ],
-    frozen=True,
-)
-Overrides: Any = _overrides
-"""A :class:`Recipe` whose fields are None where the searched value stands."""
-_NONE = Overrides()
+def overrides(recipe_class: type) -> Any:
+    """A recipe class whose fields are None where the recipe's own value stands."""
+    return dataclasses.make_dataclass(
+        f"{recipe_class.__name__}Overrides",
+        [
+            (f.name, Annotated[f.type | None, Doc(f.metadata["help"])], None)
+            for f in dataclasses.fields(recipe_class)
+        ],
+        frozen=True,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,22 +48,37 @@ class StudyConfig:
 
     dataset: str = "digits"
     """Data: digits, fashion_mnist, cifar10, cifar100, svhn, or npz:PATH."""
+    augment: bool | None = None
+    """Crop (and mirror) training images at random; None where the data allow it."""
+    memory: float = 4.0
+    """Gigabytes of training images that may lie on the device; more are streamed."""
+    checkpoint: pathlib.Path | None = None
+    """Start from this trained model (an Orbax folder) instead of training one."""
     methods: str = "all"
     """Methods to run, separated by commas, or all."""
     seeds: int = 5
-    """Number of seeds; each redoes training as well."""
+    """Number of seeds, from 0."""
+    trainings: int = 0
+    """Trainings of the original and of each Retrain; 0 redoes them for every seed."""
+    recipes: pathlib.Path | None = None
+    """JSON file of searched recipes; by default that of the task, if there is one."""
     out: pathlib.Path | None = None
     """Folder for the results; by default results/TASK."""
+    cache: pathlib.Path | None = pathlib.Path("results/cache")
+    """Folder where trained originals and Retrains are kept for other studies."""
     keep_every: float = 60.0
     """Seconds between two checkpoints of a run in progress."""
-    train: Overrides = _NONE  # pyright: ignore[reportInvalidTypeForm]
-    """Recipe of the original model and of Retrain; None keeps the data set's own."""
-    recipe: Overrides = _NONE  # pyright: ignore[reportInvalidTypeForm]
-    """Recipe of the methods; None keeps the searched value of each."""
 
     def __post_init__(self):
         if self.seeds < 1:
             raise ConfigError(f"--seeds {self.seeds}: give at least 1.")
+        if not 0 <= self.trainings <= self.seeds:
+            raise ConfigError(
+                f"--trainings {self.trainings}: give one for each of the {self.seeds} "
+                "seeds, fewer, or 0."
+            )
+        if not self.memory >= 0:
+            raise ConfigError(f"--memory {self.memory}: give 0 or more.")
 
     @property
     def task(self) -> str:
@@ -77,6 +94,7 @@ class StudyConfig:
 
 
 C = TypeVar("C", bound=StudyConfig)
+R = TypeVar("R", bound=Any)
 
 
 def main(
@@ -94,9 +112,10 @@ def main(
       arguments: of the command line; ``sys.argv[1:]`` by default.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    keep_compiled()
     try:
         script(parse(config_class, prog, arguments))
-    except (ConfigError, DataError, ModelError, StoreError) as error:
+    except (ConfigError, DataError, ModelError, RecipeError, StoreError) as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -113,6 +132,15 @@ def main(
         )
         return 1
     return 0
+
+
+def keep_compiled() -> None:
+    """Lets JAX keep compiled programs for the next process, unless told where."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+        folder = pathlib.Path(home) / "mujax" / "compiled"
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 def parse(config_class: type[C], prog: str, arguments: Sequence[str]) -> C:
@@ -155,17 +183,25 @@ def choose(names: str, known: Iterable[str]) -> list[str]:
     return [name for name in known if name in wanted]
 
 
-def override(recipe: Recipe, overrides: Any, group: str) -> Recipe:
+def load_data(config: StudyConfig) -> data.Dataset:
+    """The data set that the flags name."""
+    dataset = data.load(config.dataset)
+    if config.augment is None:
+        return dataset
+    return dataclasses.replace(dataset, augment=config.augment)
+
+
+def override(recipe: R, changes: Any, group: str) -> R:
     """The recipe with what the command line gives.
 
     Raises:
       ConfigError: a number is out of its range.
     """
-    changes = {k: v for k, v in dataclasses.asdict(overrides).items() if v is not None}
-    recipe = dataclasses.replace(recipe, **changes)
+    given = {k: v for k, v in dataclasses.asdict(changes).items() if v is not None}
+    recipe = dataclasses.replace(recipe, **given)
     for name, (holds, wanted) in _RANGES.items():
-        value = getattr(recipe, name)
-        if not holds(value):
+        value = getattr(recipe, name, None)
+        if value is not None and not holds(value):
             flag = name.replace("_", "-")
             raise ConfigError(f"--{group}.{flag} {value}: give {wanted}.")
     return recipe
@@ -192,7 +228,7 @@ _RANGES = {
 def plain(config: StudyConfig) -> dict[str, Any]:
     """The configuration as plain values, without overrides that are not given."""
     values = dataclasses.asdict(config)
-    for group in ("train", "recipe"):
+    for group in {"train", "recipe"} & values.keys():
         values[group] = {k: v for k, v in values[group].items() if v is not None}
     return values
 

@@ -18,6 +18,11 @@ import optax
 from experiments.report import MethodNote
 from mujax import methods
 
+
+class RecipeError(ValueError):
+    """A file of recipes that cannot be read; the message says what to do."""
+
+
 Difficulty = Literal[
     "confidence", "el2n", "loss", "gradient_norm", "gradient_alignment", "random"
 ]
@@ -70,6 +75,10 @@ class Recipe:
         "UFG: weight of the forgetting direction at the start.",
     )
     forget_decay: float = _field(0.9, "UFG: factor on that weight every epoch.")
+    sampled: bool = _field(
+        False,
+        "UFG: take the forgetting gradient of a batch, not of the whole forget set.",
+    )
     stages: int = _field(3, "CUFG: number of curriculum stages.")
     difficulty: Difficulty = _field("confidence", "CUFG: stages by this.")  # noqa: RUF009
 
@@ -174,7 +183,8 @@ def _ufg(recipe, losses, steps, *, method, **options):
             recipe.forget_weight, steps, recipe.forget_decay, staircase=True
         ),
         eval_loss_fn=losses.evaluation,
-        microbatch_size=512,
+        sampled=recipe.sampled,
+        microbatch_size=None if recipe.sampled else 512,
         **options,
     )
 
@@ -183,7 +193,11 @@ def _cufg(recipe, losses, steps):
     return _ufg(recipe, losses, steps, method=methods.cufg, stages=recipe.stages)
 
 
-METHODS: Mapping[str, Build] = {
+BASELINES: dict[str, Build] = dict.fromkeys(
+    ("retrain", "retrain_again", "original"), retrain
+)
+
+METHODS: dict[str, Build] = {
     "finetune": _finetune,
     "gradient_ascent": _gradient_ascent,
     "random_label": functools.partial(_relabelling, method=methods.random_label),
@@ -251,6 +265,9 @@ TRAINING: Mapping[str, Recipe] = {
     "digits": Recipe(
         learning_rate=0.1, epochs=30, batch_size=64, weight_decay=5e-4, cosine=True
     ),
+    "fashion_mnist": Recipe(
+        learning_rate=0.2, epochs=12, batch_size=128, weight_decay=5e-4, cosine=True
+    ),
 }
 """Recipe of the original model and of Retrain, by data set."""
 
@@ -262,16 +279,28 @@ CONFIGS = pathlib.Path(__file__).parent / "configs"
 """Searched recipes, one file a task; ``python -m experiments.tune`` writes them."""
 
 
-def recipe_for(tasks: Sequence[str], method: str) -> Recipe:
-    """The searched recipe of a method on the first task that has one, or the defaults.
+def searched(
+    tasks: Sequence[str], path: pathlib.Path | None = None
+) -> dict[str, Recipe]:
+    """The recipe of every method: the searched one, or the defaults.
 
     Args:
       tasks: names of files in ``configs``, the most specific first.
-      method: one of ``METHODS``.
+      path: a file of recipes to take instead.
+
+    Raises:
+      RecipeError: the file is not one of recipes.
     """
-    for task in tasks:
-        path = CONFIGS / f"{task}.json"
-        found = json.loads(path.read_text()) if path.exists() else {}
-        if method in found:
-            return Recipe(**found[method]["recipe"])
-    return Recipe()
+    known = [CONFIGS / f"{task}.json" for task in reversed(tasks)]
+    paths = [path] if path else filter(pathlib.Path.exists, known)
+    found: dict[str, Recipe] = {name: Recipe() for name in METHODS}
+    for source in paths:
+        try:
+            entries = json.loads(source.read_text())
+            found |= {name: Recipe(**e["recipe"]) for name, e in entries.items()}
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise RecipeError(
+                f"{source} is not a file of recipes ({error}). Give one that "
+                "experiments.tune wrote."
+            ) from error
+    return found

@@ -73,7 +73,6 @@ class Store:
         try:
             self._check_config(extendable)
             self.rows = self._read_rows()
-            self._save(folder / "config.json", self.config)
         except BaseException:
             self._lock.close()
             raise
@@ -101,6 +100,7 @@ class Store:
     ) -> None:
         """Keeps a finished run: its record, its checkpoint, and last its row."""
         method, seed = row["method"], row["seed"]
+        self._begin()
         self._write_record(method, seed, record)
         if checkpoint is not None:
             save_checkpoint(self.checkpoint_path(method, seed), checkpoint)
@@ -132,6 +132,7 @@ class Store:
     ) -> None:
         """Keeps where a run stands after an epoch, in place of what was kept before."""
         folder = self._progress(method, seed)
+        self._begin()
         leaves = {f"{i:05d}": leaf for i, leaf in enumerate(jax.tree.leaves(state))}
         save_checkpoint(folder / f"epoch_{epoch}", leaves)
         # The notes name the epoch: they turn the new checkpoint into the valid one.
@@ -152,6 +153,10 @@ class Store:
             return None
         ordered = [leaves[name] for name in sorted(leaves)]
         return jax.tree.unflatten(jax.tree.structure(like()), ordered), notes
+
+    def _begin(self) -> None:
+        """Keeps the configuration, once there is something to keep it for."""
+        self._save(self.folder / "config.json", self.config)
 
     def _progress(self, method: str, seed: int) -> pathlib.Path:
         return self.folder / "progress" / f"{method}-{seed}"
@@ -236,6 +241,53 @@ def load_checkpoint(path: pathlib.Path) -> Any:
     except Exception as error:  # Orbax raises whatever its storage does
         reason = (str(error).splitlines() or ["no message"])[0]
         raise ValueError(f"{path} is not a readable checkpoint: {reason}") from error
+
+
+def load_original(
+    path: pathlib.Path, init: Callable[[Any], tuple[Any, Any]]
+) -> dict[str, Any]:
+    """Reads a trained model's ``{"params": …, "model_state": …}``, if it fits.
+
+    Args:
+      path: Orbax folder; in place of the model state the tree may hold the further
+        collections of a Linen model's variables, such as ``"batch_stats"``.
+      init: the model's initialisation, of a key.
+
+    Raises:
+      StoreError: there is no such checkpoint, or a leaf is not the model's.
+    """
+    try:
+        tree = load_checkpoint(path)
+        params = tree.pop("params")
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        reason = error if isinstance(error, ValueError) else f"{path} has no 'params'"
+        raise StoreError(
+            f"{reason}. Give --checkpoint a folder that Orbax saved as "
+            '{"params": …, "model_state": …}.'
+        ) from error
+    original = {"params": params, "model_state": tree.pop("model_state", tree)}
+    wanted = jax.eval_shape(init, jax.random.key(0))
+    wanted = dict(zip(("params", "model_state"), wanted, strict=True))
+    kinds = {name: _kinds(part) for name, part in (("in", original), ("of", wanted))}
+    for name in sorted(kinds["in"].keys() | kinds["of"].keys()):
+        came, expected = kinds["in"].get(name), kinds["of"].get(name)
+        if came != expected:
+            raise StoreError(
+                f"The checkpoint {path} is of another model: {name} is "
+                f"{came or 'missing'} in it and {expected or 'absent'} in the model. "
+                "Give the --model (and --width) that it was trained with."
+            )
+    return original
+
+
+def _kinds(tree: Any) -> dict[str, str]:
+    """Dtype and shape of each leaf, by its path."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): (
+            f"{leaf.dtype} {tuple(leaf.shape)}"
+        )
+        for path, leaf in jax.tree.leaves_with_path(tree)
+    }
 
 
 def describe_environment() -> dict[str, Any]:

@@ -64,9 +64,9 @@ class Result:
 
     params: Any
     model_state: Any
-    seconds: float
-    trainable_fraction: float
-    curves: dict[str, np.ndarray]
+    seconds: float = 0.0
+    trainable_fraction: float = 1.0
+    curves: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
 def random_key(name: str, seed: int) -> jax.Array:

@@ -12,6 +12,7 @@ again, a finished method is not searched anew.
 
 import dataclasses
 import json
+import pathlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -21,8 +22,9 @@ import numpy as np
 import optuna
 
 from experiments import classification, cli, data, evaluation, loop, recipes, study
+from experiments.bench import BASELINES, Bench
+from experiments.cache import Cache
 from experiments.files import to_json, write_atomically
-from experiments.models import build
 from experiments.progress import Display
 from experiments.store import Store
 
@@ -41,6 +43,8 @@ class Config(classification.Config):
     """Number of validation seeds; each redoes training as well."""
     trials: int = 40
     """Recipes to try for every method."""
+    max_epochs: int = 15
+    """Epochs of the longest recipe to try; a third of them in each stage of CUFG."""
     finalists: int = 5
     """How many of the best recipes run on the further seeds."""
     final_seeds: int = 8
@@ -54,9 +58,7 @@ class Config(classification.Config):
         return f"tune-{super().task}"
 
 
-def _optimisation(
-    trial: Trial, low: float, high: float, epochs: int = 15
-) -> dict[str, Any]:
+def _optimisation(trial: Trial, epochs: int, low: float, high: float) -> dict[str, Any]:
     return {
         "learning_rate": trial.suggest_float("learning_rate", low, high, log=True),
         "epochs": trial.suggest_int("epochs", 1, epochs),
@@ -64,46 +66,48 @@ def _optimisation(
     }
 
 
-def _relabelling(trial: Trial) -> dict[str, Any]:
-    return _optimisation(trial, 1e-4, 0.1) | {
+def _relabelling(trial: Trial, epochs: int) -> dict[str, Any]:
+    return _optimisation(trial, epochs, 1e-4, 0.1) | {
         "joint": trial.suggest_categorical("joint", [False, True]),
         "exclude_true": trial.suggest_categorical("exclude_true", [False, True]),
     }
 
 
-def _masked(trial: Trial) -> dict[str, Any]:
-    return _relabelling(trial) | {"density": trial.suggest_float("density", 0.05, 0.95)}
+def _masked(trial: Trial, epochs: int) -> dict[str, Any]:
+    return _relabelling(trial, epochs) | {
+        "density": trial.suggest_float("density", 0.05, 0.95)
+    }
 
 
-def _cores(trial: Trial) -> dict[str, Any]:
-    return _optimisation(trial, 1e-4, 0.3) | {
+def _cores(trial: Trial, epochs: int) -> dict[str, Any]:
+    return _optimisation(trial, epochs, 1e-4, 0.3) | {
         "energy": trial.suggest_float("energy", 0.5, 0.99),
         "orthogonal": trial.suggest_categorical("orthogonal", [False, True]),
     }
 
 
-def _correcting(trial: Trial, epochs: int = 15) -> dict[str, Any]:
-    return _optimisation(trial, 1e-4, 0.1, epochs) | {
+def _correcting(trial: Trial, epochs: int) -> dict[str, Any]:
+    return _optimisation(trial, epochs, 1e-4, 0.1) | {
         "threshold": trial.suggest_float("threshold", -1.0, 0.45),
         "forget_weight": trial.suggest_float("forget_weight", 0.01, 2.0, log=True),
         "forget_decay": trial.suggest_float("forget_decay", 0.5, 1.0),
     }
 
 
-def _staged(trial: Trial) -> dict[str, Any]:
+def _staged(trial: Trial, epochs: int) -> dict[str, Any]:
     scores = list(evaluation.DIFFICULTIES)
-    return _correcting(trial, epochs=5) | {
+    return _correcting(trial, -(-epochs // 3)) | {
         "stages": trial.suggest_int("stages", 2, 5),
         "difficulty": trial.suggest_categorical("difficulty", scores),
     }
 
 
-SPACES: Mapping[str, Callable[[Trial], dict[str, Any]]] = {
-    "finetune": lambda trial: _optimisation(trial, 1e-3, 0.3),
-    "gradient_ascent": lambda trial: _optimisation(trial, 1e-5, 0.05),
+SPACES: Mapping[str, Callable[[Trial, int], dict[str, Any]]] = {
+    "finetune": lambda trial, epochs: _optimisation(trial, epochs, 1e-3, 0.3),
+    "gradient_ascent": lambda trial, epochs: _optimisation(trial, epochs, 1e-5, 0.05),
     "random_label": _relabelling,
-    "neggrad_plus": lambda trial: (
-        _optimisation(trial, 1e-4, 0.1)
+    "neggrad_plus": lambda trial, epochs: (
+        _optimisation(trial, epochs, 1e-4, 0.1)
         | {"retain_share": trial.suggest_float("retain_share", 0.5, 0.999)}
     ),
     "salun": _masked,
@@ -128,22 +132,26 @@ def search(config: Config) -> None:
             "--scenario indices: its indices mean other images once a validation set "
             "is split off. Search on --scenario random with a like --forget-fraction."
         )
+    path = config.recipes or recipes.CONFIGS / f"{config.recipe_tasks[0]}.json"
+    if not path.parent.is_dir():
+        raise cli.ConfigError(
+            f"There is no folder {path.parent} for the recipes: say with --recipes "
+            "FILE where to write them."
+        )
     dataset = data.validation_split(
-        data.load(config.dataset), config.validation_fraction, FIRST_SEED
+        cli.load_data(config), config.validation_fraction, FIRST_SEED
     )
     split = classification.make_split(config, dataset)
-    model = build(config.model, dataset.num_classes, dataset.input_shape)
-    numbers = classification.resolve_recipes(config)
+    task = classification.Classification(config, dataset, split)
+    numbers = classification.resolve_recipes(dataclasses.replace(config, recipes=None))
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     seeds = list(range(FIRST_SEED, FIRST_SEED + config.seeds + config.final_seeds))
     extendable = (*cli.EXTENDABLE, "trials", "finalists", "final_seeds")
     with Store(config.folder, cli.plain(config), extendable) as store:
-        bench = classification.Bench(
-            dataset, split, model, numbers, store, config.keep_every
-        )
+        bench = Bench(task, numbers, store, Cache(config.cache), config)
         with Display(1, lambda: "") as display:
             for seed in seeds:
-                for name in classification.BASELINES:
+                for name in BASELINES:
                     if store.row(name, seed) is None:
                         bench.run(name, seed, display)
         for name in chosen:
@@ -157,23 +165,24 @@ def search(config: Config) -> None:
             missing = config.trials - len(log.trials)
             if missing > 0:
                 log.optimize(
-                    _objective(name, bench, seeds[: config.seeds]),
+                    _objective(name, bench, seeds[: config.seeds], config),
                     n_trials=missing,
                     callbacks=[_forget_compiled],
                 )
             further = seeds[config.seeds :] or seeds
             best, gap = _decide(name, bench, further, log, config.finalists)
-            _keep(config.recipe_tasks[0], name, best, gap, len(log.trials))
+            _keep(path, name, best, gap, len(log.trials))
             print(f"{name}: gap {gap:.2f} with {best.params}", flush=True)
 
 
 def _objective(
-    name: str, bench: classification.Bench, seeds: Sequence[int]
+    name: str, bench: Bench, seeds: Sequence[int], config: Config
 ) -> Callable[[Trial], float]:
     """Mean gap to the validation Retrain over the seeds."""
+    base = cli.override(recipes.Recipe(), config.recipe, "recipe")
 
     def objective(trial: Trial) -> float:
-        recipe = dataclasses.replace(recipes.Recipe(), **SPACES[name](trial))
+        recipe = dataclasses.replace(base, **SPACES[name](trial, config.max_epochs))
         trial.set_user_attr("recipe", dataclasses.asdict(recipe))
         return _mean_gap(name, bench, seeds, recipe)
 
@@ -182,14 +191,14 @@ def _objective(
 
 def _decide(
     name: str,
-    bench: classification.Bench,
+    bench: Bench,
     seeds: Sequence[int],
     log: optuna.Study,
     finalists: int,
 ) -> tuple[FrozenTrial, float]:
     """The trial that is best on further seeds, of those that were best so far."""
     finished = log.get_trials(states=[optuna.trial.TrialState.COMPLETE])
-    ranked = sorted(finished, key=lambda trial: trial.value)[: max(finalists, 1)]
+    ranked = sorted(finished, key=lambda trial: trial.value or 0.0)[: max(finalists, 1)]
     gaps = []
     for trial in ranked:
         note = f"gap of trial {trial.number} on seeds {seeds[0]} to {seeds[-1]}"
@@ -202,7 +211,7 @@ def _decide(
 
 def _mean_gap(
     name: str,
-    bench: classification.Bench,
+    bench: Bench,
     seeds: Sequence[int],
     recipe: recipes.Recipe,
 ) -> float:
@@ -227,8 +236,8 @@ def _gap(bench, name: str, seed: int, reference: dict[str, Any]) -> float:
             batch_size=run.batch_size,
             seed=study.run_seed(name, seed),
         )
-        outputs = bench.evaluator.outputs(*run.method.finish(state))
-        return evaluation.compare(evaluation.measure(outputs, seed), reference)["gap"]
+        ours = bench.task.measure(*run.method.finish(state), seed)
+        return evaluation.compare(ours.row, reference)["gap"]
     except loop.DivergedError:
         return WORST
 
@@ -240,9 +249,10 @@ def _forget_compiled(study: optuna.Study, trial: FrozenTrial) -> None:
         jax.clear_caches()
 
 
-def _keep(task: str, name: str, trial: FrozenTrial, gap: float, trials: int) -> None:
+def _keep(
+    path: pathlib.Path, name: str, trial: FrozenTrial, gap: float, trials: int
+) -> None:
     """Writes a recipe beside those of the other methods."""
-    path = recipes.CONFIGS / f"{task}.json"
     found = json.loads(path.read_text()) if path.exists() else {}
     recipe = trial.user_attrs["recipe"]
     found[name] = {"recipe": recipe, "validation_gap": gap, "trials": trials}

@@ -1,12 +1,14 @@
 """The main job from its command line, on a short training."""
 
 import contextlib
+import dataclasses
 import io
 import json
 import pathlib
 import tempfile
 from unittest import mock
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +19,20 @@ from experiments import classification, cli, data, recipes, study
 from experiments.models import build
 
 SHORT = ("--train.epochs", "3", "--recipe.epochs", "1", "--seeds", "1")
+
+
+def tiny_npz(path: pathlib.Path, count: int = 96) -> str:
+    """An npz of four classes of 8×8 colour images that a mean tells apart."""
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for split in ("train", "test"):
+        labels = np.arange(count) % 4
+        means = 40 + 50 * labels[:, None, None, None]
+        noise = rng.integers(-30, 30, (count, 8, 8, 3))
+        arrays |= {f"{split}_images": (means + noise).astype(np.uint8)}
+        arrays |= {f"{split}_labels": labels}
+    np.savez(path, **arrays)
+    return f"npz:{path}"
 
 
 def run(*arguments: str) -> tuple[int, str, str]:
@@ -38,13 +54,18 @@ class MainJobTest(parameterized.TestCase):
         self.folder = pathlib.Path(folder.name)
         self.out = self.folder / "out"
 
+        self.cache = ("--cache", str(self.folder / "cache"))
+
+    def flags(self, *arguments: str) -> list[str]:
+        return [*SHORT, *self.cache, "--out", str(self.out), *arguments]
+
     def rows(self):
         results = json.loads((self.out / "results.json").read_text())
         return {(row["method"], row["seed"]): row for row in results["rows"]}
 
     def test_leaves_results_that_can_be_used_and_run_again_computes_nothing(self):
         density = ("--recipe.density", "0.5")
-        flags = (*SHORT, *density, "--methods", "salun,cufg", "--out", str(self.out))
+        flags = self.flags(*density, "--methods", "salun,cufg")
         code, out, err = run(*flags)
         self.assertEqual(code, 0, err)
         self.assertIn("Noise floor".lower(), out.lower())
@@ -101,21 +122,106 @@ class MainJobTest(parameterized.TestCase):
 
     def test_a_class_is_left_out_of_the_test_set_and_retrain_forgets_it(self):
         flags = ("--scenario", "class", "--forget-class", "3", "--methods", "finetune")
-        code, _, err = run(*SHORT, *flags, "--out", str(self.out))
+        code, _, err = run(*self.flags(*flags))
         self.assertEqual(code, 0, err)
         self.assertEqual(self.rows()["retrain", 0]["ua"], 100)
         self.assertGreater(self.rows()["retrain", 0]["ta"], 50)
 
     def test_a_method_that_diverges_is_a_row_and_the_rest_goes_on(self):
         flags = ("--methods", "gradient_ascent,finetune", "--recipe.cosine", "False")
-        code, _, err = run(
-            *SHORT, *flags, "--recipe.learning-rate", "1e30", "--out", str(self.out)
-        )
+        code, _, err = run(*self.flags(*flags, "--recipe.learning-rate", "1e30"))
         self.assertEqual(code, 0, err)
         rows = self.rows()
         self.assertEqual(rows["gradient_ascent", 0]["status"], "diverged")
         self.assertIn(("finetune", 0), rows)
         self.assertIn("diverged", (self.out / "table.md").read_text())
+
+    def test_trained_baselines_are_not_trained_again_by_another_study(self):
+        flags = self.flags("--methods", "finetune")
+        code, _, err = run(*flags, "--seeds", "2", "--trainings", "1")
+        self.assertEqual(code, 0, err)
+        before, self.out = self.rows(), self.folder / "again"
+        for key in ("ua", "ta", "seconds"):  # the one training served both seeds
+            self.assertEqual(before["retrain", 0][key], before["retrain", 1][key])
+        trained = []
+
+        def execute(run, *arguments):
+            trained.append(run.name)
+            return real(run, *arguments)
+
+        real = study.execute
+        with mock.patch.object(study, "execute", execute):
+            code, _, err = run(*self.flags("--methods", "gradient_ascent"))
+            self.assertEqual(code, 0, err)
+            self.assertEqual(trained, ["gradient_ascent"])
+            for name in ("original", "retrain", "retrain_again"):
+                self.assertEqual(self.rows()[name, 0], before[name, 0])
+            # Another forget set asks for other Retrains, and for the same original.
+            self.out = self.folder / "other"
+            code, _, err = run(
+                *flags[:-2], "--out", str(self.out), "--forget-seed", "1"
+            )
+            self.assertEqual(code, 0, err)
+        self.assertEqual(trained[1:3], ["retrain", "retrain_again"])
+        self.assertNotIn("original", trained)
+
+    def test_starts_from_a_trained_original_and_refuses_one_that_does_not_fit(self):
+        code, _, err = run(*self.flags("--methods", "gradient_ascent"))
+        self.assertEqual(code, 0, err)
+        rows = self.rows()
+        path = self.out / "checkpoints" / "original" / "seed_0"
+        self.out = self.folder / "given"
+        given = ("--checkpoint", str(path), "--methods", "gradient_ascent")
+        code, _, err = run(*self.flags(*given, "--train.epochs", "1"))
+        self.assertEqual(code, 0, err)
+        for key in ("ua", "ra", "ta", "mia"):
+            for name in ("original", "gradient_ascent"):
+                self.assertEqual(self.rows()[name, 0][key], rows[name, 0][key])
+
+        self.out = self.folder / "refused"
+        code, _, err = run(*self.flags(*given, "--width", "8"))
+        self.assertEqual(code, 2)
+        self.assertIn("model_state.norm1.mean is float32 (16,) in it", err)
+        self.assertIn("float32 (8,) in the model", err)
+        code, _, err = run(*self.flags(*given, "--model", "resnet20"))
+        self.assertEqual(code, 2)
+        self.assertIn("is missing in it", err)
+        for wrong in (self.folder / "nothing", path / "d", self.folder):
+            code, _, err = run(*self.flags("--checkpoint", str(wrong)))
+            self.assertEqual(code, 2)
+            self.assertIn("Give --checkpoint a folder that Orbax saved", err)
+            self.assertEqual(err.count("\n"), 1, err)
+
+    def test_streamed_images_train_the_same_model(self):
+        dataset = tiny_npz(self.folder / "own.npz")
+        flags = ("--dataset", dataset, "--methods", "salun,ufg", "--width", "4")
+        flags += ("--train.batch-size", "32", "--train.learning-rate", "0.01")
+        kept = {}
+        for memory in ("1", "0"):
+            self.out = self.folder / memory
+            self.cache = ("--cache", str(self.folder / f"cache {memory}"))
+            code, _, err = run(*self.flags(*flags, "--memory", memory))
+            self.assertEqual(code, 0, err)
+            path = (self.out / "checkpoints" / "ufg" / "seed_0").absolute()
+            kept[memory] = ocp.StandardCheckpointer().restore(path)
+        chex.assert_trees_all_close(kept["1"], kept["0"], rtol=1e-3, atol=1e-5)
+
+    def test_augmentation_is_a_choice(self):
+        config = classification.Config(
+            dataset=tiny_npz(self.folder / "own.npz"), width=4
+        )
+        losses = {}
+        for augment in (None, False, True):
+            chosen = dataclasses.replace(config, augment=augment)
+            dataset = cli.load_data(chosen)
+            split = classification.make_split(chosen, dataset)
+            task = classification.Classification(chosen, dataset, split)
+            params, model_state = task.init(jax.random.key(0))
+            [batch] = task.forget_batches(16)
+            loss = task.losses.train(params, model_state, batch, jax.random.key(1))[0]
+            losses[augment] = float(loss)
+        self.assertEqual(losses[None], losses[False])  # npz data say nothing
+        self.assertNotEqual(losses[None], losses[True])
 
     def test_forgets_the_indices_in_a_file(self):
         path = self.folder / "forget.txt"
@@ -134,6 +240,10 @@ class MainJobTest(parameterized.TestCase):
         ("class", ["--scenario", "class", "--forget-class", "12"], "12"),
         ("no_file", ["--scenario", "indices"], "needs --forget-indices"),
         ("seeds", ["--seeds", "0"], "at least 1"),
+        ("trainings", ["--trainings", "9"], "--trainings 9"),
+        ("memory", ["--memory", "nan"], "--memory nan"),
+        ("width", ["--width", "-3"], "small_cnn"),
+        ("recipes", ["--recipes", "nothing.json"], "not a file of recipes"),
         ("number", ["--recipe.learning-rate", "fast"], "fast"),
         ("range", ["--recipe.density", "2"], "--recipe.density 2"),
         ("stages", ["--recipe.stages", "0"], "--recipe.stages 0"),
@@ -167,7 +277,7 @@ class ConfigTest(parameterized.TestCase):
         self.assertLessEqual(set(recipes.METHODS), set(recipes.NOTES))
 
     def test_overrides_reach_every_method(self):
-        config = classification.Config(recipe=cli.Overrides(density=0.25))
+        config = classification.Config(recipe=classification.Overrides(density=0.25))
         for name, recipe in classification.resolve_recipes(config).items():
             self.assertEqual(recipe.density, 0.5 if name == "training" else 0.25)
 

@@ -82,8 +82,10 @@ class StoreTest(parameterized.TestCase):
         self.open().__exit__()
 
     def test_refuses_another_configuration_and_names_what_differs(self):
-        with self.open(model="a", density=0.5):
-            pass
+        with self.open(model="c", density=0.5):
+            pass  # nothing was kept, so nothing is held to it
+        with self.open(model="a", density=0.5) as kept:
+            kept.finish(ROW, {}, None)
         with self.assertRaisesRegex(StoreError, r"model='a' there, 'b' now\)"):
             self.open(model="b", density=0.5)
         with self.open(model="a", density=0.5, seeds=9):

@@ -1,0 +1,277 @@
+"""Runs a study: originals, Retrains and methods over seeds, each measured and kept.
+
+A kind of experiment is a :class:`Task`: its data, its model, its methods and its
+measures. What all kinds share is here: which runs there are, what starts from what,
+what is trained once and used again, and what becomes of a run that diverges.
+"""
+
+import copy
+import dataclasses
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, Self
+
+import numpy as np
+import rich.console
+import rich.table
+
+from experiments import cli, loop, study
+from experiments.cache import Cache
+from experiments.progress import Display
+from experiments.store import Store, load_original
+from experiments.summary import Column
+from mujax import methods
+
+ORIGINAL, REFERENCE = "original", "retrain"
+BASELINES = (REFERENCE, "retrain_again", ORIGINAL)
+"""Trained anew; the second Retrain gives the noise floor."""
+
+
+class Measured(NamedTuple):
+    """Numbers of a model for its row, and the arrays behind them for the report."""
+
+    row: dict[str, float]
+    record: dict[str, np.ndarray]
+
+
+class Task(Protocol):
+    """What one kind of experiment brings.
+
+    Attributes:
+      identity: plain values that tell this data and model from any other.
+      feed: the examples, and which of them to forget and to retain.
+      columns: what its rows hold.
+    """
+
+    @property
+    def identity(self) -> Mapping[str, Any]: ...  # noqa: D102
+    @property
+    def feed(self) -> loop.Feed: ...  # noqa: D102
+    @property
+    def columns(self) -> Sequence[Column]: ...  # noqa: D102
+
+    def build(self, name: str, recipe: Any, steps: int) -> methods.Method:
+        """A method, or the training of a baseline; ``steps`` are those of an epoch."""
+        ...
+
+    def init(self, key: Any) -> tuple[Any, Any]:
+        """New parameters and model state."""
+        ...
+
+    def forget_batches(self, batch_size: int) -> list[Any]:
+        """The forget set with true labels, for a method's ``init``."""
+        ...
+
+    def stages(self, original: Any, recipe: Any, seed: int) -> tuple[np.ndarray, ...]:
+        """The forget set in parts, from easy to hard for the original model."""
+        ...
+
+    def curve(self, params: Any, model_state: Any) -> Mapping[str, float]:
+        """Quick numbers after every epoch."""
+        ...
+
+    def measure(self, params: Any, model_state: Any, seed: int) -> Measured:
+        """All numbers of a finished model.
+
+        Raises:
+          loop.DivergedError: they are not finite.
+        """
+        ...
+
+    def compare(self, ours: Measured, reference: Measured) -> Mapping[str, float]:
+        """Distances to Retrain."""
+        ...
+
+
+class Bench:
+    """A task with the numbers to run it by, and what of it is finished.
+
+    Args:
+      task: the kind of experiment.
+      numbers: recipe of every method, and of training under ``"training"``.
+      store: keeps the rows.
+      cache: keeps trained baselines for other studies.
+      config: how often to keep progress, how many trainings, a given original.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        numbers: Mapping[str, Any],
+        store: Store,
+        cache: Cache,
+        config: cli.StudyConfig,
+    ):
+        self.task, self.numbers, self.store = task, dict(numbers), store
+        self.cache, self.config = cache, config
+        self.given = None
+        if config.checkpoint is not None:
+            self.given = load_original(config.checkpoint, task.init)
+        self._originals: dict[int, Any] = {}
+        self._methods: dict[str, tuple[methods.Method, loop.Feed, int]] = {}
+
+    def run_all(self, names: Sequence[str], table: Any) -> None:
+        """Runs what is missing of baselines and methods, seed by seed.
+
+        Args:
+          names: of the methods.
+          table: draws the rows so far.
+        """
+        runs = [
+            (name, seed)
+            for seed in range(self.config.seeds)
+            for name in (*BASELINES, *names)
+            if self.store.row(name, seed) is None
+        ]
+        with Display(sum(self.steps(name) for name, _ in runs), table) as display:
+            for name, seed in runs:
+                self.run(name, seed, display)
+
+    def run(self, name: str, seed: int, display: Display) -> None:
+        """Trains or unlearns, measures, and keeps the row."""
+        row: dict[str, Any] = {"method": name, "seed": seed, "status": "ok"}
+        checkpoint, record = None, {}
+        try:
+            result = self._result(name, seed, display)
+            ours = self.task.measure(result.params, result.model_state, seed)
+            reference = ours if name == REFERENCE else self._measured(REFERENCE, seed)
+            row |= ours.row
+            if reference is not None:
+                row |= self.task.compare(ours, reference)
+        except loop.DivergedError as error:
+            row |= {"status": "diverged", "reason": str(error)}
+        else:
+            row |= {
+                "seconds": result.seconds,
+                "trainable_fraction": result.trainable_fraction,
+            }
+            record = result.curves | ours.record
+            checkpoint = {"params": result.params, "model_state": result.model_state}
+        self.store.finish(row, record, checkpoint)
+        if name == ORIGINAL:
+            self._originals[seed] = checkpoint
+        display.finished(self._line(row))
+
+    def steps(self, name: str) -> int:
+        """Optimiser steps of a method's run."""
+        method, feed, batch_size = self._method(name)
+        each = loop.steps_per_epoch(method.data_use, feed, batch_size)
+        return each * loop.num_epochs(method.data_use)
+
+    def with_recipe(self, name: str, recipe: Any) -> Self:
+        """A bench with the same data and originals where one method differs."""
+        other = copy.copy(self)
+        other.numbers = self.numbers | {name: recipe}
+        other._methods = {}
+        return other
+
+    def prepare(self, name: str, seed: int) -> study.Run:
+        """The run of a method on a seed."""
+        method, feed, batch_size = self._method(name)
+        if method.data_use.fresh_start:
+
+            def start():
+                return method.init(*self.task.init(study.random_key(name, seed)))
+
+        else:
+            original = self._original(seed)
+            if method.data_use.stages > 1:
+                stages = self.task.stages(original, self.numbers[name], seed)
+                feed = dataclasses.replace(feed, forget=stages)
+
+            def start():
+                batches = self.task.forget_batches(batch_size)
+                return method.init(original["params"], original["model_state"], batches)
+
+        return study.Run(name, seed, method, start, feed, batch_size)
+
+    def _result(self, name: str, seed: int, display: Display) -> study.Result:
+        """A finished training or unlearning, from the cache where it can be."""
+        if name == ORIGINAL and self.given is not None:
+            display.advance(self.steps(name))
+            return study.Result(**self.given)
+        if name not in BASELINES:
+            return self._execute(name, seed, display)
+        seed %= self.config.trainings or self.config.seeds
+        identity = {
+            "task": self.task.identity,
+            "name": name,
+            "seed": seed,
+            "recipe": dataclasses.asdict(self.numbers["training"]),
+            "retain": hashlib.sha256(self._method(name)[1].retain.data).hexdigest(),
+        }
+        result = self.cache.load(identity)
+        if result is not None:
+            display.advance(self.steps(name))
+            return result
+        result = self._execute(name, seed, display)
+        self.cache.save(identity, result)
+        return result
+
+    def _execute(self, name: str, seed: int, display: Display) -> study.Result:
+        return study.execute(
+            self.prepare(name, seed),
+            self.store,
+            display,
+            self.task.curve,
+            self.config.keep_every,
+        )
+
+    def _method(self, name: str) -> tuple[methods.Method, loop.Feed, int]:
+        """A method, what it is fed and its batch size; compiled once for all seeds."""
+        if name not in self._methods:
+            self._methods[name] = self._make_method(name)
+        return self._methods[name]
+
+    def _make_method(self, name: str) -> tuple[methods.Method, loop.Feed, int]:
+        feed = self.task.feed
+        recipe = self.numbers["training" if name in BASELINES else name]
+        # The data use tells the steps of an epoch, which schedules need to know.
+        use = self.task.build(name, recipe, 1).data_use
+        forget = np.concatenate(feed.forget)
+        feed = dataclasses.replace(
+            feed, forget=tuple(np.array_split(forget, use.stages))
+        )
+        if name == ORIGINAL:
+            everything = np.sort(np.concatenate([forget, feed.retain]))
+            feed = dataclasses.replace(feed, retain=everything)
+        steps = loop.steps_per_epoch(use, feed, recipe.batch_size)
+        method = self.task.build(name, recipe, steps)
+        return methods.with_data(method, epochs=recipe.epochs), feed, recipe.batch_size
+
+    def _original(self, seed: int) -> Any:
+        """Parameters and model state of the original model."""
+        row = self.store.row(ORIGINAL, seed)
+        if row is None or row["status"] != "ok":
+            raise loop.DivergedError("There is no original model to start from.")
+        if seed not in self._originals:
+            self._originals[seed] = self.store.checkpoint(ORIGINAL, seed)
+        return self._originals[seed]
+
+    def _measured(self, name: str, seed: int) -> Measured | None:
+        """What was measured of a finished run."""
+        row = self.store.row(name, seed)
+        if row is None or row["status"] != "ok":
+            return None
+        return Measured(row, self.store.record(name, seed))
+
+    def _line(self, row: dict[str, Any]) -> str:
+        """A finished run on one line."""
+        start = f"{row['method']}, seed {row['seed']}:"
+        if row["status"] != "ok":
+            return f"{start} {row['status']} ({row['reason']})"
+        numbers = [
+            f"{column.label} {row[column.key]:.{column.decimals}f}"
+            for column in self.task.columns
+            if row.get(column.key) is not None
+        ]
+        return f"{start} {', '.join(numbers)}"
+
+
+def show(table: rich.table.Table, folder: Any) -> None:
+    """Prints the finished table and where the report is."""
+    console = rich.console.Console()
+    # Where no terminal says how wide it is, the table needs its hundred columns.
+    width = None if console.is_terminal else 100
+    rich.console.Console(width=width).print(table)
+    print(f"Report: {folder / 'report.html'}")
