@@ -17,6 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from experiments.summary import Column, Estimate, MethodSummary, Summary
@@ -222,6 +223,54 @@ def confidence_histograms(
         label = f"forget under {methods.get('retrain', 'Retrain')}"
         entries[label] = {"color": "#dcdcdc", "lw": 7}
     _key(figure, entries)
+    return figure
+
+
+@_style
+def image_grids(
+    images: Mapping[str, np.ndarray],
+    methods: Mapping[str, str],
+    classes: Sequence[str],
+    forgotten: int,
+) -> Figure:
+    """Drawn images, a panel a method: a column for each class, the forgotten framed.
+
+    Args:
+      images: ``{method: uint8 (classes, rows, height, width, channels)}``.
+      methods: ``{method: label}`` in the order shown.
+      classes: names of the classes.
+      forgotten: number of the class that had to be forgotten.
+
+    Returns:
+      A figure of one panel for each method that has images.
+    """
+    shown = [m for m in methods if m in images]
+    if not shown:
+        return _nothing("No images yet")
+    columns = 3
+    rows = -(-len(shown) // columns)
+    count, down, height, width, _ = images[shown[0]].shape
+    figure = _figure(rows * (WIDTH / columns * down * height / (count * width) + 0.45))
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in panels:
+        axes.set_axis_off()
+    for axes, method in zip(panels, shown, strict=False):
+        tiles = np.moveaxis(images[method], (1, 2), (0, 1))  # rows, height, classes
+        picture = tiles.reshape(down * height, count * width, -1)
+        if picture.shape[-1] not in (3, 4):
+            picture = picture[..., 0]
+        axes.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        frame = Rectangle(
+            (forgotten * width - 0.5, -0.5),
+            width,
+            down * height,
+            fill=False,
+            color=SPLITS["forget"],
+            lw=2,
+            clip_on=False,
+        )
+        axes.add_patch(frame)
+        axes.set_title(methods[method])
     return figure
 
 

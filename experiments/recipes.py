@@ -28,7 +28,7 @@ Difficulty = Literal[
 ]
 
 
-def _field(default: Any, text: str) -> Any:
+def field(default: Any, text: str) -> Any:
     """A field with the help text of its flag."""
     return dataclasses.field(default=default, metadata={"help": text})
 
@@ -37,50 +37,50 @@ def _field(default: Any, text: str) -> Any:
 class Recipe:
     """Numbers of one unlearning run; a method reads those that it has a use for."""
 
-    learning_rate: float = _field(0.01, "Peak learning rate.")
-    epochs: int = _field(10, "Epochs, in each curriculum stage.")
-    batch_size: int = _field(64, "Examples a step.")
-    momentum: float = _field(0.9, "Momentum of SGD.")
-    weight_decay: float = _field(5e-4, "Weight decay, coupled as in SGD.")
-    cosine: bool = _field(
+    learning_rate: float = field(0.01, "Peak learning rate.")
+    epochs: int = field(10, "Epochs, in each curriculum stage.")
+    batch_size: int = field(64, "Examples a step.")
+    momentum: float = field(0.9, "Momentum of SGD.")
+    weight_decay: float = field(5e-4, "Weight decay, coupled as in SGD.")
+    cosine: bool = field(
         False,
         "Let the learning rate fall to zero along a cosine.",
     )
-    density: float = _field(0.5, "SalUn: share of the parameters that may move.")
-    exclude_true: bool = _field(True, "Relabelling: draw from the other labels only.")
-    joint: bool = _field(
+    density: float = field(0.5, "SalUn: share of the parameters that may move.")
+    exclude_true: bool = field(True, "Relabelling: draw from the other labels only.")
+    joint: bool = field(
         False,
         "Relabelling: shuffle forget and retain examples together.",
     )
-    retain_share: float = _field(0.95, "NegGrad+: weight of the retain loss.")
-    energy: float = _field(
+    retain_share: float = field(0.95, "NegGrad+: weight of the retain loss.")
+    energy: float = field(
         0.95,
         "SEMU: share of the squared singular values that the bases reach.",
     )
-    rank: int = _field(
+    rank: int = field(
         0,
         "SEMU: fixed rank of every kernel; 0 takes it from the energy.",
     )
-    orthogonal: bool = _field(
+    orthogonal: bool = field(
         True,
         "SEMU: remove the direction of the weights from the gradient first.",
     )
-    threshold: float = _field(0.45, "UFG: cosine above which the corrector fires.")
-    threshold_fall: float = _field(
+    threshold: float = field(0.45, "UFG: cosine above which the corrector fires.")
+    threshold_fall: float = field(
         0.05,
         "UFG: how much the threshold falls every ten epochs.",
     )
-    forget_weight: float = _field(
+    forget_weight: float = field(
         1.0,
         "UFG: weight of the forgetting direction at the start.",
     )
-    forget_decay: float = _field(0.9, "UFG: factor on that weight every epoch.")
-    sampled: bool = _field(
+    forget_decay: float = field(0.9, "UFG: factor on that weight every epoch.")
+    sampled: bool = field(
         False,
         "UFG: take the forgetting gradient of a batch, not of the whole forget set.",
     )
-    stages: int = _field(3, "CUFG: number of curriculum stages.")
-    difficulty: Difficulty = _field("confidence", "CUFG: stages by this.")  # noqa: RUF009
+    stages: int = field(3, "CUFG: number of curriculum stages.")
+    difficulty: Difficulty = field("confidence", "CUFG: stages by this.")  # noqa: RUF009
 
 
 class Losses(NamedTuple):

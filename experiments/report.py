@@ -50,6 +50,7 @@ def write(
     figures: Sequence[Figure] = (),
     methods: Mapping[str, MethodNote] | None = None,
     loading: str = "",
+    gap: str = "gap",
 ) -> None:
     """Leaves ``table.md``, ``plots/NAME.png`` and a self-contained ``report.html``.
 
@@ -65,10 +66,11 @@ def write(
       figures: drawn in order, each saved and embedded.
       methods: label, paper and a line on each method.
       loading: the lines of code that load a checkpoint.
+      gap: key of the column that holds the distance to Retrain.
     """
     notes = methods or {}
     labels = {method: entry.label for method, entry in notes.items()}
-    summary = summarise(results["rows"], columns, labels=labels)
+    summary = summarise(results["rows"], columns, gap=gap, labels=labels)
     (out / "plots").mkdir(parents=True, exist_ok=True)
     write_atomically(out / "table.md", tables.markdown_table(summary).encode())
     images = []

@@ -341,6 +341,60 @@ def match_loss(
     return _mean_square(error, weights, pixel_reduction)
 
 
+def relabel_loss(
+    predict: Predict,
+    params: PyTree,
+    schedule: Schedule,
+    x0: jax.Array,
+    condition: PyTree,
+    target_condition: PyTree,
+    relabelled: jax.Array,
+    key: jax.Array,
+    *,
+    weights: jax.Array | None = None,
+    pixel_reduction: Reduction = jnp.sum,
+) -> jax.Array:
+    r"""Random labels for a diffusion model, beside examples that keep their own.
+
+    .. math:: \lVert \epsilon_\theta(x_t, t, c) - y \rVert^2, \qquad
+       y = \begin{cases} \mathrm{sg}[\epsilon_\theta(x_t, t, c')] &
+       \text{relabelled} \\ \epsilon & \text{otherwise} \end{cases}
+
+    :func:`match_loss` where an example is relabelled and :func:`noise_loss` where it
+    is not, for the price of one network that learns and one that only answers.
+
+    Args:
+      predict: The network.
+      params: Its parameters.
+      schedule: The schedule.
+      x0: Data, (N, ...).
+      condition: c, the examples' own conditions, a pytree of arrays (N, ...).
+      target_condition: c', the same pytree; read where an example is relabelled.
+      relabelled: Which examples are, bool (N,).
+      key: A typed key for steps and noise.
+      weights: As in :func:`noise_loss`.
+      pixel_reduction: As in :func:`noise_loss`.
+
+    Returns:
+      A float32 scalar.
+
+    Example:
+      >>> predict = lambda params, x, t, c: c[:, None] * jnp.ones_like(x)
+      >>> data = linear_schedule(), jnp.zeros((4, 2)), jnp.zeros(4), jnp.full(4, 3.0)
+      >>> data += (jnp.ones(4, bool), jax.random.key(0))
+      >>> print(relabel_loss(predict, None, *data))
+      18.0
+
+    Reference:
+      `Fan et al. (2024) <https://arxiv.org/abs/2310.12508>`_, equation 7.
+    """
+    x_t, t, noise = _diffuse(schedule, x0, key)
+    teacher = jax.lax.stop_gradient(_call(predict, params, x_t, t, target_condition))
+    target = jnp.where(_expand(relabelled, noise), teacher, noise)
+    error = _call(predict, params, x_t, t, condition) - target
+    return _mean_square(error, weights, pixel_reduction)
+
+
 def erase_loss(
     predict: Predict,
     params: PyTree,

@@ -30,7 +30,7 @@ class Apply(Protocol):
         self,
         params: Tree,
         model_state: Tree,
-        x: jax.Array,
+        x: jax.Array | tuple[jax.Array, ...],
         *,
         train: bool,
         key: jax.Array | None = None,
@@ -47,8 +47,9 @@ class Model(NamedTuple):
         ``jax.vmap`` a batch of keys gives a batch of models.
       apply: ``apply(params, model_state, x, *, train, key=None) -> (logits,
         new_model_state)`` with x float32 of shape (N, H, W, C) and logits of shape
-        (N, num_classes). With ``train=False`` the model state comes back untouched.
-        ``key`` feeds dropout; a model without dropout needs none.
+        (N, num_classes); a tuple x holds the several inputs of an NNX module. With
+        ``train=False`` the model state comes back untouched. ``key`` feeds dropout; a
+        model without dropout needs none.
 
     Example:
       >>> model = from_linen(linen.Dense(3), input_shape=(2,))
@@ -126,7 +127,7 @@ def from_nnx(factory: Callable[..., nnx.Module], /, **arguments) -> Model:
         _check_leaves(leaves, paths)
         tree = traverse_util.unflatten_dict({paths[k]: v for k, v in leaves.items()})
         module: Any = nnx.merge(train_graph if train else eval_graph, tree)
-        logits = module(x)
+        logits = module(*x) if isinstance(x, tuple) else module(x)
         if not train:
             return logits, model_state
         _, _, _, new_model_state = nnx.split(module, *_KINDS)

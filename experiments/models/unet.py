@@ -69,6 +69,44 @@ def cifar_unet(num_classes: int = 10, *, rngs: nnx.Rngs, **options) -> "UNet":
     return UNet(num_classes, (32, 32, 3), **{**values, **options}, rngs=rngs)
 
 
+def unet_for(
+    num_classes: int,
+    input_shape: tuple[int, int, int],
+    *,
+    width: int | None = None,
+    rngs: nnx.Rngs,
+) -> "UNet":
+    """A U-Net that suits the images: DDPM's from 32 pixels on, small ones below.
+
+    Args:
+      num_classes: Number of classes.
+      input_shape: Shape (H, W, C) of one image.
+      width: Channels of the first level; None for 128 from 32 pixels on, 32 from 16
+        on, and 16 below.
+      rngs: Source of the initial values.
+
+    Returns:
+      The network; with ``width=None`` on 32×32×3 that of :func:`cifar_unet`.
+
+    Example:
+      >>> model = nnx.eval_shape(lambda: unet_for(10, (8, 8, 1), rngs=nnx.Rngs(0)))
+      >>> sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+      177553
+    """
+    height = input_shape[0]
+    if height >= 32:
+        values = dict(width=128, multipliers=(1, 2, 2, 2), blocks=2, dropout=0.1)
+        values |= dict(attention=(height // 2,))
+    elif height >= 16:
+        values = dict(width=32, multipliers=(1, 2, 2), blocks=1)
+        values |= dict(attention=(height // 4,))
+    else:
+        values = dict(width=16, multipliers=(1, 2), blocks=1, attention=(height // 2,))
+    if width is not None:
+        values["width"] = width
+    return UNet(num_classes, input_shape, **values, rngs=rngs)  # pyright: ignore[reportArgumentType]
+
+
 class UNet(nnx.Module):
     """Predicts the noise in an image from the image, the step and the class.
 

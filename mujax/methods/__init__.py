@@ -17,6 +17,7 @@ from mujax.methods.cufg import cufg as cufg
 from mujax.methods.cufg import released_forget_weight as released_forget_weight
 from mujax.methods.cufg import released_threshold as released_threshold
 from mujax.methods.cufg import ufg as ufg
+from mujax.methods.esd import esd as esd
 from mujax.methods.finetune import finetune as finetune
 from mujax.methods.finetune import retrain as retrain
 from mujax.methods.gradient_ascent import gradient_ascent as gradient_ascent

@@ -28,6 +28,7 @@ def semu(
     energy: float = 0.95,
     orthogonal: bool = True,
     eval_loss_fn: base.LossFn | None = None,
+    basis_loss_fn: base.LossFn | None = None,
     axis_name: str | None = None,
     **basis_options: Any,
 ) -> base.Method:
@@ -44,6 +45,8 @@ def semu(
       energy: :math:`\gamma`, the share of the squared singular values to reach.
       orthogonal: remove the direction of the weights from the gradient first.
       eval_loss_fn: the loss in evaluation mode, used throughout; ``loss_fn`` if None.
+      basis_loss_fn: the loss whose gradient gives the bases, where it is another, such
+        as a diffusion model's loss on guided outputs.
       axis_name: mapped axis to average over.
       **basis_options: passed to :func:`mujax.subspace.svd_bases`, such as ``rank``.
 
@@ -71,6 +74,7 @@ def semu(
         passes=((base.FORGET,),),
         energy=energy,
         orthogonal=orthogonal,
+        basis_loss_fn=basis_loss_fn,
         axis_name=axis_name,
         **basis_options,
     )
@@ -83,6 +87,7 @@ def semu_retain(
     energy: float = 0.95,
     orthogonal: bool = True,
     eval_loss_fn: base.LossFn | None = None,
+    basis_loss_fn: base.LossFn | None = None,
     axis_name: str | None = None,
     **basis_options: Any,
 ) -> base.Method:
@@ -107,19 +112,28 @@ def semu_retain(
         passes=((base.FORGET, base.RETAIN),),
         energy=energy,
         orthogonal=orthogonal,
+        basis_loss_fn=basis_loss_fn,
         axis_name=axis_name,
         **basis_options,
     )
 
 
 def _semu(
-    loss_fn, optimizer, *, passes, energy, orthogonal, axis_name, **basis_options
+    loss_fn,
+    optimizer,
+    *,
+    passes,
+    energy,
+    orthogonal,
+    basis_loss_fn,
+    axis_name,
+    **basis_options,
 ):
     """Both forms; they differ in the data that an epoch reads."""
 
     def start(params, model_state, forget_batches, mask):
         batches = base.need_forget_batches(forget_batches, "SEMU's bases")
-        loss = base.plain_loss(loss_fn, model_state)
+        loss = base.plain_loss(basis_loss_fn or loss_fn, model_state)
         grads = gradients.sum_gradients(loss, params, batches)
         if mask is not None:
             grads = select(mask, grads, jax.tree.map(jnp.zeros_like, grads))

@@ -1,0 +1,576 @@
+"""Forget a class in a diffusion model, beside Retrain.
+
+``python -m experiments.diffusion`` trains a class-conditional DDPM on digits and two
+Retrains that never saw the class, unlearns it by every method, draws images, and leaves
+a folder with results, image grids, checkpoints and a report. Run again it computes what
+is missing; trained models are kept for other studies.
+"""
+
+import dataclasses
+import functools
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments import (
+    bench,
+    cli,
+    data,
+    figures,
+    generation,
+    loop,
+    recipes,
+    report,
+    study,
+    summary,
+    tables,
+)
+from experiments.bench import BASELINES, Measured
+from experiments.cache import Cache
+from experiments.models import from_nnx
+from experiments.models.unet import unet_for
+from experiments.recipes import field
+from experiments.report import MethodNote
+from experiments.store import Store
+from experiments.summary import Column
+from mujax import diffusion, methods
+
+COLUMNS = (
+    Column(
+        "ua",
+        "UA",
+        "%",
+        1,
+        description="Images drawn for the forgotten class that the classifier calls "
+        "another class.",
+    ),
+    Column(
+        "retained_accuracy",
+        "Retained",
+        "%",
+        1,
+        description="Images drawn for the other classes that it calls by their class.",
+    ),
+    Column(
+        "frechet_retained",
+        "Fréchet retained",
+        "",
+        2,
+        description="Fréchet distance of the other classes' images to real ones.",
+    ),
+    Column(
+        "frechet_forgotten",
+        "Fréchet forgotten",
+        "",
+        2,
+        reference=False,
+        description="Fréchet distance between what is drawn for the forgotten class "
+        "and what Retrain draws for it, by seed.",
+    ),
+    Column(
+        "seconds", "Time", "s", 1, reference=False, description="Without compilation."
+    ),
+    Column(
+        "trainable_fraction",
+        "Trainable",
+        "",
+        4,
+        reference=False,
+        description="Share of the parameters that the method may move.",
+    ),
+)
+GAP = "frechet_forgotten"
+LOADING = """\
+import orbax.checkpoint as ocp
+path = "{path}"  # absolute
+params = ocp.StandardCheckpointer().restore(path)["params"]"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Numbers of one run; a method reads those that it has a use for."""
+
+    learning_rate: float = field(1e-3, "Peak learning rate of Adam.")
+    epochs: int = field(5, "Epochs.")
+    batch_size: int = field(64, "Examples a step.")
+    cosine: bool = field(False, "Let the learning rate fall to zero along a cosine.")
+    density: float = field(0.5, "SalUn: share of the parameters that may move.")
+    forget_weight: float = field(
+        1.0, "Relabelling: weight of a relabelled example beside a retained one."
+    )
+    energy: float = field(
+        0.95, "SEMU: share of the squared singular values that the bases reach."
+    )
+    strength: float = field(1.0, "ESD: how far beyond the null condition to go.")
+    threshold: float = field(-1.0, "UFG: cosine above which the corrector fires.")
+    correction: float = field(1.0, "UFG: weight of the forgetting direction.")
+
+
+Overrides: Any = cli.overrides(Recipe)
+AS_CHOSEN = Overrides()
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(cli.StudyConfig):
+    """Forget a class in a diffusion model, beside Retrain."""
+
+    seeds: int = 3
+    """Number of seeds, from 0."""
+    trainings: int = 1
+    """Trainings of the original and of each Retrain; 0 redoes them for every seed."""
+    forget_class: str = "0"
+    """Name or number of the class to forget."""
+    width: int | None = None
+    """Channels of the U-Net's first level; None takes the data set's own."""
+    guidance: float = 2.0
+    """Strength of classifier-free guidance when drawing."""
+    sampling_steps: int = 20
+    """DDIM steps of a drawing."""
+    samples: int = 40
+    """Images drawn of each remaining class."""
+    forgotten_samples: int = 140
+    """Images drawn of the forgotten class."""
+    train: Overrides = AS_CHOSEN  # pyright: ignore[reportInvalidTypeForm]
+    """Recipe of the original model and of Retrain; None keeps the data set's own."""
+    recipe: Overrides = AS_CHOSEN  # pyright: ignore[reportInvalidTypeForm]
+    """Recipe of the methods; None keeps the chosen value of each."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("samples", "forgotten_samples"):
+            if getattr(self, name) < 2:
+                flag = name.replace("_", "-")
+                raise cli.ConfigError(
+                    f"--{flag} {getattr(self, name)}: give at least 2."
+                )
+        if not 1 <= self.sampling_steps <= SCHEDULE_STEPS:
+            raise cli.ConfigError(
+                f"--sampling-steps {self.sampling_steps}: give 1 to {SCHEDULE_STEPS}."
+            )
+
+    @property
+    def task(self) -> str:
+        """Name of the task, for the default folder."""
+        return f"diffusion-{self.dataset}-{self.forget_class}"
+
+
+SCHEDULE_STEPS = 1000
+DROPPED = 0.1  # conditions replaced by the null condition in training
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    return cli.main(Config, unlearn, "experiments.diffusion", arguments)
+
+
+def unlearn(config: Config) -> None:
+    """Runs the study that a configuration describes, or what of it is missing."""
+    chosen = cli.choose(config.methods, METHODS)
+    dataset = cli.load_data(config)
+    split = data.class_split(dataset, config.forget_class)
+    numbers = resolve_recipes(config)
+    cache = Cache(config.cache)
+    task = Generation(config, dataset, split, cache)
+    settings = cli.plain(config) | {
+        "command": ["python", "-m", "experiments.diffusion", *sys.argv[1:]],
+        "recipes": {name: dataclasses.asdict(r) for name, r in numbers.items()},
+    }
+    with Store(config.folder, settings, cli.EXTENDABLE) as store:
+        names = (*BASELINES, *chosen)
+        table = lambda: tables.rich_table(summarise(store), pending=names)  # noqa: E731
+        bench.Bench(task, numbers, store, cache, config).run_all(chosen, table)
+        write_report(config, task, store)
+        bench.show(table(), config.folder)
+
+
+def resolve_recipes(config: Config) -> dict[str, Recipe]:
+    """The numbers of every method, and of training under ``"training"``."""
+    training = TRAINING.get(config.dataset, TRAINING["cifar10"])
+    return {"training": cli.override(training, config.train, "train")} | {
+        name: cli.override(RECIPES.get(name, Recipe()), config.recipe, "recipe")
+        for name in METHODS
+    }
+
+
+class Losses(NamedTuple):
+    """Losses of the U-Net, each a ``mujax.methods.LossFn`` (``erase``: with pairs)."""
+
+    noise: Any
+    guided: Any
+    relabelled: Any
+    erase: Any
+
+
+class Generation:
+    """Forgetting a class in a diffusion model: a :class:`bench.Task`.
+
+    Args:
+      config: the U-Net's width and how to draw.
+      dataset: the images.
+      split: the forgotten class and the others.
+      cache: where the classifier is kept.
+    """
+
+    columns = COLUMNS
+
+    def __init__(
+        self, config: Config, dataset: data.Dataset, split: data.Split, cache: Cache
+    ):
+        self.config, self.dataset, self.split = config, dataset, split
+        self.forgotten = int(dataset.train_labels[split.forget[0]])
+        shape, classes = dataset.input_shape, dataset.num_classes
+        self.model = from_nnx(
+            unet_for, num_classes=classes, input_shape=shape, width=config.width
+        )
+        self.identity = {
+            "model": "unet",
+            "width": config.width,
+            "dataset": dataset.fingerprint,
+            "augment": dataset.augment,
+        }
+        images, labels = dataset.train_images, dataset.train_labels
+        if images.nbytes <= 1e9 * config.memory:
+            images, labels = jnp.asarray(images), jnp.asarray(labels)
+        self.feed = loop.Feed(
+            {"image": images, "label": labels, "index": np.arange(len(labels))},
+            classes,
+            forget=(split.forget,),
+            retain=split.retain,
+        )
+        self.schedule = diffusion.linear_schedule(SCHEDULE_STEPS)
+        self.sampler = generation.Sampler(
+            generation.network(self.model, train=False, key=None),
+            self.schedule,
+            shape,
+            classes,
+            guidance=config.guidance,
+            num_steps=config.sampling_steps,
+        )
+        self.classifier = generation.Classifier(dataset, cache)
+        _, real = self.classifier.see(dataset.train_images[split.retain])
+        self.real = real
+
+    def init(self, key: Any) -> tuple[Any, Any]:
+        """New parameters and (empty) model state."""
+        return self.model.init(key)
+
+    def build(self, name: str, recipe: Recipe, steps: int) -> methods.Method:
+        """A method or the training of a baseline."""
+        rate: Any = recipe.learning_rate
+        if recipe.cosine:
+            rate = optax.cosine_decay_schedule(rate, max(1, steps * recipe.epochs))
+        optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
+        make = METHODS.get(name, _retrain)
+        return make(recipe, self.losses(recipe), optimizer)
+
+    def forget_batches(self, batch_size: int) -> list[Any]:
+        """The forget set in order, several times with other noise."""
+        batches = loop.in_order(self.feed, self.split.forget, batch_size)
+        count = len(self.dataset.train_labels)
+        return [
+            batch | {"index": batch["index"] + i * count}
+            for i in range(ROUNDS)
+            for batch in batches
+        ]
+
+    def stages(self, original: Any, recipe: Any, seed: int) -> tuple[np.ndarray, ...]:
+        """No method here has stages."""
+        raise AssertionError("No method here has stages.")
+
+    def curve(self, params: Any, model_state: Any) -> Mapping[str, float]:
+        """Nothing beside the loss: drawing takes longer than an epoch."""
+        del params, model_state
+        return {}
+
+    def measure(self, params: Any, model_state: Any, seed: int) -> Measured:
+        """UA, accuracy and Fréchet distance on drawn images, and some to look at."""
+        del model_state
+        config, classes = self.config, self.dataset.num_classes
+        remaining = np.delete(np.arange(classes), self.forgotten)
+        condition = np.repeat(remaining, config.samples)
+        forgotten = np.full(config.forgotten_samples, self.forgotten)
+        wanted = np.concatenate([condition, forgotten])
+        images = self.sampler.draw(params, study.random_key("samples", seed), wanted)
+        seen, features = self.classifier.see(images)
+        ours = wanted != self.forgotten
+        row = {
+            "ua": 100 * float(np.mean(seen[~ours] != self.forgotten)),
+            "retained_accuracy": 100 * float(np.mean(seen[ours] == condition)),
+            "frechet_retained": diffusion.frechet_distance(features[ours], self.real),
+        }
+        shown = [images[wanted == c][:SHOWN] for c in range(classes)]
+        some = min(map(len, shown))
+        return Measured(
+            row,
+            {
+                "images": np.stack([part[:some] for part in shown]),
+                "forgotten_features": features[~ours],
+            },
+        )
+
+    def compare(self, ours: Measured, reference: Measured) -> Mapping[str, float]:
+        """Fréchet distance to what Retrain draws for the forgotten class."""
+        name = "forgotten_features"
+        distance = diffusion.frechet_distance(ours.record[name], reference.record[name])
+        return {"frechet_forgotten": max(0.0, distance)}
+
+    def losses(self, recipe: Recipe) -> Losses:
+        """The U-Net's losses; a key that is None is drawn from the batch's indices."""
+        schedule, null = self.schedule, self.dataset.num_classes
+        mirrored = self.dataset.augment
+
+        def prepare(batch, key, train):
+            if key is None:
+                key = jax.random.fold_in(jax.random.key(0), batch["index"][0])
+            key, net_key, flip_key = jax.random.split(key, 3)
+            x0 = generation.to_signal(batch["image"])
+            if train and mirrored:
+                flipped = jax.random.bernoulli(flip_key, shape=(len(x0), 1, 1, 1))
+                x0 = jnp.where(flipped, x0[:, :, ::-1], x0)
+            predict = generation.network(self.model, train=train, key=net_key)
+            return x0, predict, key
+
+        def noise(params, model_state, batch, key):
+            x0, predict, key = prepare(batch, key, train=True)
+            key, drop_key = jax.random.split(key)
+            condition = diffusion.drop_condition(
+                drop_key, batch["true_label"], DROPPED, null
+            )
+            loss = diffusion.noise_loss(
+                predict,
+                params,
+                schedule,
+                x0,
+                condition,
+                key,
+                weights=batch["weight"],
+                pixel_reduction=jnp.mean,
+            )
+            return loss, (model_state, None)
+
+        def guided(params, model_state, batch, key):
+            x0, predict, key = prepare(batch, key, train=False)
+            loss = diffusion.noise_loss(
+                diffusion.guided(predict, self.config.guidance, null),
+                params,
+                schedule,
+                x0,
+                batch["true_label"],
+                key,
+                weights=batch["weight"],
+                pixel_reduction=jnp.mean,
+            )
+            return loss, (model_state, None)
+
+        def relabelled(params, model_state, batch, key):
+            x0, predict, key = prepare(batch, key, train=True)
+            key, drop_key = jax.random.split(key)
+            changed = batch["label"] != batch["true_label"]
+            condition = diffusion.drop_condition(
+                drop_key, batch["true_label"], jnp.where(changed, 0.0, DROPPED), null
+            )
+            loss = diffusion.relabel_loss(
+                predict,
+                params,
+                schedule,
+                x0,
+                condition,
+                batch["label"],
+                changed,
+                key,
+                weights=batch["weight"] * jnp.where(changed, recipe.forget_weight, 1.0),
+                pixel_reduction=jnp.mean,
+            )
+            return loss, (model_state, None)
+
+        def erase(params, original, model_state, batch, key):
+            x0, predict, key = prepare(batch, key, train=True)
+            loss = diffusion.erase_loss(
+                predict,
+                params,
+                original,
+                schedule,
+                x0,
+                batch["true_label"],
+                null,
+                key,
+                strength=recipe.strength,
+                weights=batch["weight"],
+                pixel_reduction=jnp.mean,
+            )
+            return loss, (model_state, None)
+
+        return Losses(noise, guided, relabelled, erase)
+
+
+SHOWN, ROUNDS = 6, 4
+Build = Callable[[Recipe, Losses, optax.GradientTransformation], methods.Method]
+
+
+def _retrain(recipe, losses, optimizer):
+    return methods.retrain(losses.noise, optimizer)
+
+
+def _salun(recipe, losses, optimizer, **options):
+    return methods.salun(
+        losses.relabelled,
+        optimizer,
+        fraction=recipe.density,
+        eval_loss_fn=losses.guided,
+        joint=True,
+        **options,
+    )
+
+
+def _random_scores(loss_fn, params, batches):
+    """Saliency that knows nothing: the control that tells whether saliency matters."""
+    del loss_fn, batches
+    leaves, structure = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(0), len(leaves))
+    scores = [
+        jax.random.uniform(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)
+    ]
+    return jax.tree.unflatten(structure, scores)
+
+
+def _semu(recipe, losses, optimizer, *, method):
+    return method(
+        losses.relabelled,
+        optimizer,
+        energy=recipe.energy,
+        basis_loss_fn=losses.guided,
+    )
+
+
+METHODS: dict[str, Build] = {
+    "gradient_ascent": lambda recipe, losses, tx: methods.gradient_ascent(
+        losses.noise, tx
+    ),
+    "finetune": lambda recipe, losses, tx: methods.finetune(losses.noise, tx),
+    "random_label": lambda recipe, losses, tx: methods.random_label(
+        losses.relabelled, tx, joint=True
+    ),
+    "salun": _salun,
+    "random_mask": functools.partial(_salun, score=_random_scores),
+    "semu": functools.partial(_semu, method=methods.semu),
+    "semu_retain": functools.partial(_semu, method=methods.semu_retain),
+    "esd": lambda recipe, losses, tx: methods.esd(losses.erase, tx),
+    "ufg": lambda recipe, losses, tx: methods.ufg(
+        losses.noise,
+        tx,
+        threshold=recipe.threshold,
+        forget_weight=recipe.correction,
+        sampled=True,
+    ),
+}
+
+TRAINING: Mapping[str, Recipe] = {
+    "digits": Recipe(learning_rate=2e-3, epochs=55, batch_size=64, cosine=True),
+    "fashion_mnist": Recipe(learning_rate=1e-3, epochs=10, batch_size=64, cosine=True),
+    "cifar10": Recipe(learning_rate=2e-4, epochs=500, batch_size=128),
+}
+"""Recipe of the original model and of Retrain, by data set."""
+
+RECIPES: Mapping[str, Recipe] = {}
+"""Recipes of the methods where they are not the defaults."""
+
+NOTES: Mapping[str, MethodNote] = {
+    **recipes.NOTES,
+    "random_mask": MethodNote(
+        "Random mask", "", "SalUn with a random mask of the same density: the control."
+    ),
+    "esd": MethodNote(
+        "ESD",
+        "arXiv:2303.07345",
+        "Answers the class as the original, guided away from it, would.",
+    ),
+}
+
+
+def summarise(store: Store) -> summary.Summary:
+    """Means and intervals of the rows so far."""
+    labels = {name: note.label for name, note in NOTES.items()}
+    return summary.summarise(store.rows, COLUMNS, gap=GAP, labels=labels)
+
+
+def write_report(config: Config, task: Generation, store: Store) -> None:
+    """Tables, image grids and the page."""
+    estimates = summarise(store)
+    labels = estimates.method_labels
+    images, losses = {}, {}
+    for row in store.rows:
+        if row["status"] != "ok":
+            continue
+        name, seed = row["method"], row["seed"]
+        record = store.record(name, seed)
+        images.setdefault(name, record["images"])
+        if "loss" in record:
+            epochs = np.arange(1, len(record["loss"]) + 1)
+            losses[name, seed] = {"epoch": epochs, **record}
+    classes = task.dataset.classes
+    shown = (
+        report.Figure(
+            "samples",
+            "What each model draws",
+            f"A column a class; the framed one ({classes[task.forgotten]}) had to be "
+            "forgotten. All models start from the same noise. First seed.",
+            lambda: figures.image_grids(images, labels, classes, task.forgotten),
+        ),
+        report.Figure(
+            "metrics",
+            "UA, retained accuracy and Fréchet distance against Retrain",
+            "Retrain never saw the class; it still draws something for it.",
+            lambda: figures.metric_comparison(estimates),
+        ),
+        report.Figure(
+            "distance",
+            "Distance to Retrain on the forgotten class",
+            "Fréchet distance to what Retrain draws for it. Below the noise floor, the "
+            "distance between two Retrains, differences mean nothing.",
+            lambda: figures.gap_chart(estimates),
+        ),
+        report.Figure(
+            "loss",
+            "Loss by epoch",
+            "Objectives differ between methods.",
+            lambda: figures.curves(
+                losses, labels, series=("loss",), label="Loss", share_y=False
+            ),
+        ),
+    )
+    path = store.checkpoint_path("salun", 0).absolute()
+    report.write(
+        config.folder,
+        store.results,
+        COLUMNS,
+        title=f"Forgetting in a diffusion model: {config.task}",
+        description=describe(config, task, store),
+        figures=shown,
+        methods=NOTES,
+        loading=LOADING.format(path=path),
+        gap=GAP,
+    )
+
+
+def describe(config: Config, task: Generation, store: Store) -> str:
+    """What was forgotten and who judged, in a few sentences."""
+    row = store.row("original", 0) or {}
+    accuracy = row.get("retained_accuracy")
+    original = f" and {accuracy:.1f} % on the original's images" if accuracy else ""
+    name = task.dataset.classes[task.forgotten]
+    return (
+        f"A class-conditional DDPM trained on {config.dataset} had to forget the class "
+        f"{name}. Every method starts from the same original and is compared with "
+        "Retrain, which never saw the class. A held-out classifier judges what is "
+        f"drawn: {task.classifier.test_accuracy:.1f} % right on real test images"
+        f"{original} of the other classes."
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,177 @@
+"""What a class-conditional diffusion model draws, and what a classifier makes of it.
+
+The classifier is trained on the real training images alone. Its predictions tell
+whether a class is still drawn, the features before its last layer how far two sets of
+images are apart (Fréchet distance).
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import evaluation, loop, recipes, study
+from experiments.augment import normalise
+from experiments.cache import Cache
+from experiments.data import Dataset
+from experiments.loop import DivergedError
+from experiments.models import Model, build
+from mujax import diffusion, methods
+
+
+class Classifier:
+    """A small network trained on real images to judge drawn ones.
+
+    Args:
+      dataset: the real images.
+      cache: where it is kept for the next study.
+      batch_size: images a step when it judges.
+    """
+
+    def __init__(self, dataset: Dataset, cache: Cache, batch_size: int = 256):
+        self.batch_size = batch_size
+        self._model = build("small_cnn", dataset.num_classes, dataset.input_shape)
+        recipe = recipes.TRAINING.get(dataset.name, recipes.TRAINING["fashion_mnist"])
+        identity = {
+            "name": "classifier",
+            "dataset": dataset.fingerprint,
+            "recipe": dataclasses.asdict(recipe),
+        }
+        kept = cache.load(identity)
+        if kept is None:
+            kept = self._train(dataset, recipe)
+            cache.save(identity, kept)
+        params, model_state = kept.params, kept.model_state
+        size = params["dense"]["kernel"].shape[0]
+        through = {"kernel": jnp.eye(size), "bias": jnp.zeros(size)}
+
+        @jax.jit
+        def see(images):
+            x = normalise(images, dataset.mean, dataset.std)
+            apply = functools.partial(self._model.apply, train=False)
+            # The last layer as an identity shows what it would have been given.
+            features, _ = apply({**params, "dense": through}, model_state, x)
+            logits, _ = apply(params, model_state, x)
+            return jnp.argmax(logits, axis=-1), features
+
+        self._see = see
+        classes, _ = self.see(dataset.test_images)
+        self.test_accuracy = 100 * float(np.mean(classes == dataset.test_labels))
+
+    def see(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Classes (N,) and features (N, D) of uint8 images."""
+        classes, features = [], []
+        for start in range(0, len(images), self.batch_size):
+            chunk = images[start : start + self.batch_size]
+            padded = np.resize(chunk, (self.batch_size, *chunk.shape[1:]))
+            found = self._see(padded)
+            classes.append(np.asarray(found[0])[: len(chunk)])
+            features.append(np.asarray(found[1])[: len(chunk)])
+        return np.concatenate(classes), np.concatenate(features)
+
+    def _train(self, dataset: Dataset, recipe: recipes.Recipe) -> study.Result:
+        everything = np.arange(len(dataset.train_labels))
+        examples = {"image": dataset.train_images, "label": dataset.train_labels}
+        feed = loop.Feed(
+            {name: jnp.asarray(array) for name, array in examples.items()},
+            dataset.num_classes,
+            forget=(everything[:1],),
+            retain=everything,
+        )
+        losses = evaluation.cross_entropy_losses(self._model, dataset)
+        steps = -(-len(everything) // recipe.batch_size)
+        method = methods.with_data(
+            recipes.retrain(recipe, losses, steps), epochs=recipe.epochs
+        )
+        state = loop.run(
+            method,
+            method.init(*self._model.init(study.random_key("classifier", 0))),
+            feed,
+            batch_size=recipe.batch_size,
+            seed=study.run_seed("classifier", 0),
+        )
+        params, model_state = method.finish(state)
+        return study.Result(params, model_state)
+
+
+class Sampler:
+    """Draws uint8 images of given classes by DDIM under classifier-free guidance.
+
+    Args:
+      predict: the noise network, see :mod:`mujax.diffusion`.
+      schedule: its noise schedule.
+      input_shape: of one image.
+      num_classes: number of classes, and the null class.
+      guidance: strength of the guidance.
+      num_steps: evaluations of the guided network.
+      batch_size: images drawn at once.
+    """
+
+    def __init__(
+        self,
+        predict: diffusion.Predict,
+        schedule: diffusion.Schedule,
+        input_shape: Sequence[int],
+        num_classes: int,
+        *,
+        guidance: float,
+        num_steps: int,
+        batch_size: int = 500,
+    ):
+        self.batch_size = batch_size
+
+        @jax.jit
+        def draw(params, key, condition):
+            x = diffusion.ddim_sample(
+                diffusion.guided(predict, guidance, num_classes),
+                params,
+                schedule,
+                key,
+                condition,
+                (batch_size, *input_shape),
+                num_steps=num_steps,
+                clip=1.0,
+            )
+            finite = jnp.isfinite(x).all()
+            return to_images(x), finite
+
+        self._draw = draw
+
+    def draw(self, params: Any, key: jax.Array, condition: np.ndarray) -> np.ndarray:
+        """Images of the classes in ``condition`` (N,); equal keys start from one noise.
+
+        Raises:
+          DivergedError: the network's output is not finite.
+        """
+        size, images = self.batch_size, []
+        for i, start in enumerate(range(0, len(condition), size)):
+            chunk = condition[start : start + size]
+            wanted = jnp.asarray(np.resize(chunk, size), jnp.int32)
+            drawn, finite = self._draw(params, jax.random.fold_in(key, i), wanted)
+            if not finite:
+                raise DivergedError("The drawn images are no longer finite.")
+            images.append(np.asarray(drawn)[: len(chunk)])
+        return np.concatenate(images)
+
+
+def to_signal(images: jax.Array) -> jax.Array:
+    """Images in 0 to 255 as the signal in [-1, 1] that is noised."""
+    return images.astype(jnp.float32) / 127.5 - 1
+
+
+def to_images(x: jax.Array) -> jax.Array:
+    """The inverse of :func:`to_signal`, rounded to uint8."""
+    return jnp.clip(jnp.round((x + 1) * 127.5), 0, 255).astype(jnp.uint8)
+
+
+def network(model: Model, *, train: bool, key: jax.Array | None) -> diffusion.Predict:
+    """A U-Net as the noise network that :mod:`mujax.diffusion` calls."""
+
+    def predict(params, x, t, condition):
+        return model.apply(params, {}, (x, t, condition), train=train, key=key)[0]
+
+    return predict
