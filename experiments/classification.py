@@ -107,6 +107,8 @@ class Config(cli.StudyConfig):
     """Model: small_cnn, resnet18, resnet20, vgg16_bn, vit_tiny, or module:factory."""
     width: int | None = None
     """Width of the model (channels of its first layer); None takes the model's own."""
+    pixels: data.Pixels = "standardised"
+    """What the model is given: pixels standardised by channel, in [0, 1], or bytes."""
     train: Overrides = AS_SEARCHED  # pyright: ignore[reportInvalidTypeForm]
     """Recipe of the original model and of Retrain; None keeps the data set's own."""
     recipe: Overrides = AS_SEARCHED  # pyright: ignore[reportInvalidTypeForm]
@@ -140,7 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def unlearn(config: Config) -> None:
     """Runs the study that a configuration describes, or what of it is missing."""
     chosen = cli.choose(config.methods, recipes.METHODS)
-    dataset = cli.load_data(config)
+    dataset = load_data(config)
     task = Classification(config, dataset, make_split(config, dataset))
     numbers = resolve_recipes(config)
     settings = cli.plain(config) | {
@@ -154,6 +156,11 @@ def unlearn(config: Config) -> None:
         bench.Bench(task, numbers, store, cache, config).run_all(chosen, table)
         write_report(config, store)
         bench.show(table(), config.folder)
+
+
+def load_data(config: Config) -> data.Dataset:
+    """The data set, as the model wants its pixels."""
+    return dataclasses.replace(cli.load_data(config), pixels=config.pixels)
 
 
 def make_split(config: Config, dataset: data.Dataset) -> data.Split:

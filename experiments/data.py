@@ -16,13 +16,16 @@ import logging
 import pathlib
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 
 class DataError(ValueError):
     """What came, what was wanted, what to do: shown to the person as it is."""
+
+
+Pixels = Literal["standardised", "unit", "bytes"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -37,6 +40,8 @@ class Dataset:
       test_labels: int32 ``(M,)``.
       classes: name of each class.
       augment: whether random crops and mirroring keep an image's meaning.
+      pixels: what a model is given: ``"standardised"`` by channel, ``"unit"`` for
+        values in [0, 1], or ``"bytes"`` for 0 to 255.
     """
 
     name: str
@@ -46,6 +51,7 @@ class Dataset:
     test_labels: np.ndarray
     classes: tuple[str, ...]
     augment: bool
+    pixels: Pixels = "standardised"
 
     @property
     def num_classes(self) -> int:
@@ -60,13 +66,20 @@ class Dataset:
 
     @property
     def mean(self) -> np.ndarray:
-        """Mean of each channel over the training images in [0, 1], float32."""
-        return self._moments[0]
+        """What is taken from each channel of images in [0, 1], float32."""
+        return self._scaling[0]
 
     @property
     def std(self) -> np.ndarray:
-        """Standard deviation of each channel over the training images, float32."""
-        return self._moments[1]
+        """What each channel is then divided by, float32."""
+        return self._scaling[1]
+
+    @property
+    def _scaling(self) -> tuple[np.ndarray, np.ndarray]:
+        if self.pixels == "standardised":
+            return self._moments
+        ones = np.ones(self.input_shape[-1], np.float32)
+        return 0 * ones, ones if self.pixels == "unit" else ones / 255
 
     @property
     def fingerprint(self) -> str:

@@ -139,7 +139,7 @@ def search(config: Config) -> None:
             "FILE where to write them."
         )
     dataset = data.validation_split(
-        cli.load_data(config), config.validation_fraction, FIRST_SEED
+        classification.load_data(config), config.validation_fraction, FIRST_SEED
     )
     split = classification.make_split(config, dataset)
     task = classification.Classification(config, dataset, split)

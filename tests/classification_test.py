@@ -15,7 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl.testing import absltest, parameterized
 
-from experiments import classification, cli, data, recipes, study
+from experiments import classification, data, recipes, study
 from experiments.models import build
 
 SHORT = ("--train.epochs", "3", "--recipe.epochs", "1", "--seeds", "1")
@@ -213,7 +213,7 @@ class MainJobTest(parameterized.TestCase):
         losses = {}
         for augment in (None, False, True):
             chosen = dataclasses.replace(config, augment=augment)
-            dataset = cli.load_data(chosen)
+            dataset = classification.load_data(chosen)
             split = classification.make_split(chosen, dataset)
             task = classification.Classification(chosen, dataset, split)
             params, model_state = task.init(jax.random.key(0))

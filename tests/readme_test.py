@@ -1,29 +1,114 @@
 """What the README shows is what the tests run."""
 
+import contextlib
+import io
+import json
+import os
 import pathlib
+import re
+import shlex
+import shutil
+import sys
+import tempfile
 
-from absl.testing import absltest, parameterized
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl.testing import absltest
+from flax import nnx
+
+from experiments import classification, data
+from tests.examples import own_model
 
 ROOT = pathlib.Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
 
 
-class ReadmeTest(parameterized.TestCase):
-    @parameterized.parameters("nnx_loop", "linen_loop")
-    def test_shows_the_loops_that_run_as_tests(self, name):
-        source = (ROOT / "tests" / "examples" / f"{name}.py").read_text()
-        shown, _, rest = source.partition("# The README shows what stands above")
-        self.assertTrue(rest)
+def blocks(language: str) -> list[str]:
+    """The README's code blocks of a language."""
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
-        def lines(text):
-            return [line for line in text.splitlines() if line.strip()]
 
-        readme = "\n".join(lines((ROOT / "README.md").read_text()))
-        self.assertIn("\n".join(lines(shown)), readme)
+class ReadmeTest(absltest.TestCase):
+    def test_shows_code_that_runs_as_tests(self):
+        def dense(text):
+            return "\n".join(line for line in text.splitlines() if line.strip())
+
+        folder = ROOT / "tests" / "examples"
+        sources = [dense(path.read_text()) for path in folder.glob("*.py")]
+        self.assertLen(blocks("python"), 3)
+        for block in blocks("python"):
+            self.assertTrue(any(dense(block) in source for source in sources), block)
 
     def test_is_short_and_names_the_commands(self):
-        text = (ROOT / "README.md").read_text()
-        self.assertLessEqual(len(text.splitlines()), 150)
-        self.assertIn("python -m experiments.classification", text)
+        self.assertLessEqual(len(README.splitlines()), 150)
+        self.assertIn("python -m experiments.classification", README)
+
+    def test_own_model_and_data_come_back_unlearned(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.addCleanup(os.chdir, pathlib.Path.cwd())
+        self.addCleanup(sys.modules.pop, "own", None)
+        self.addCleanup(sys.path.remove, folder.name)
+        os.chdir(folder.name)
+        shutil.copy(own_model.__file__, "own.py")
+        digits = data.load("digits")
+        model = own_model.Net(10, (8, 8, 1), rngs=nnx.Rngs(0))
+        _train(model, digits.train_images / 255, digits.train_labels)
+        forget = [1400, 3, 77, *range(200, 260)]
+        train = digits.train_images, digits.train_labels
+        test = digits.test_images, digits.test_labels
+        own_model.hand_over(model, train, test, forget)
+
+        [command] = [c for c in blocks("bash") if "--checkpoint" in c]
+        words = shlex.split(command.replace("\\\n", " "))
+        self.assertEqual(words[:3], ["python", "-m", "experiments.classification"])
+        short = ["--train.epochs", "2", "--recipe.epochs", "1", "--seeds", "1"]
+        said = io.StringIO()
+        with (
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(said),
+        ):
+            code = classification.main([*words[3:], *short])
+        self.assertEqual(code, 0, said.getvalue())
+
+        [out] = [p for p in pathlib.Path("results").iterdir() if p.name != "cache"]
+        self.assertIn(str(out), README)
+        self.assertTrue((out / "report.html").stat().st_size)
+        rows = json.loads((out / "results.json").read_text())["rows"]
+        rows = {row["method"]: row for row in rows}
+        accuracy = _accuracy(model, *test)
+        self.assertGreater(accuracy, 80)
+        self.assertAlmostEqual(rows["original"]["ta"], accuracy, places=4)
+        own_model.take_back(model, out / "checkpoints" / "salun" / "seed_0")
+        self.assertAlmostEqual(rows["salun"]["ta"], _accuracy(model, *test), places=4)
+        kept = np.delete(np.arange(len(train[1])), forget)
+        accuracy = _accuracy(model, train[0][kept], train[1][kept])
+        self.assertAlmostEqual(rows["salun"]["ra"], accuracy, places=4)
+
+
+def _train(model, images, labels):
+    optimizer = nnx.Optimizer(model, optax.adam(1e-2), wrt=nnx.Param)
+
+    @nnx.jit
+    def step(model, optimizer, images, labels):
+        def loss_fn(model):
+            return optax.softmax_cross_entropy_with_integer_labels(
+                model(images), labels
+            ).mean()
+
+        optimizer.update(model, nnx.grad(loss_fn)(model))
+
+    model.train()
+    for _ in range(30):
+        step(model, optimizer, jnp.asarray(images, jnp.float32), jnp.asarray(labels))
+
+
+def _accuracy(model, images, labels) -> float:
+    model.eval()
+    logits = model(jnp.asarray(images / 255, jnp.float32))
+    return 100 * float(np.mean(np.argmax(jax.device_get(logits), 1) == labels))
 
 
 if __name__ == "__main__":
