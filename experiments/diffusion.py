@@ -64,10 +64,19 @@ COLUMNS = (
         description="Fréchet distance of the other classes' images to real ones.",
     ),
     Column(
+        "frechet_retrain",
+        "Fréchet to Retrain",
+        "",
+        2,
+        reference=False,
+        description="Fréchet distance of the other classes' images to Retrain's, by "
+        "seed.",
+    ),
+    Column(
         "frechet_forgotten",
         "Fréchet forgotten",
         "",
-        2,
+        1,
         reference=False,
         description="Fréchet distance between what is drawn for the forgotten class "
         "and what Retrain draws for it, by seed.",
@@ -84,7 +93,7 @@ COLUMNS = (
         description="Share of the parameters that the method may move.",
     ),
 )
-GAP = "frechet_forgotten"
+GAP = "frechet_retrain"
 LOADING = """\
 import orbax.checkpoint as ocp
 path = "{path}"  # absolute
@@ -309,15 +318,19 @@ class Generation:
             row,
             {
                 "images": np.stack([part[:some] for part in shown]),
+                "retrain_features": features[ours],
                 "forgotten_features": features[~ours],
             },
         )
 
     def compare(self, ours: Measured, reference: Measured) -> Mapping[str, float]:
-        """Fréchet distance to what Retrain draws for the forgotten class."""
-        name = "forgotten_features"
-        distance = diffusion.frechet_distance(ours.record[name], reference.record[name])
-        return {"frechet_forgotten": max(0.0, distance)}
+        """Fréchet distances to what Retrain draws."""
+
+        def distance(part):
+            pair = (m.record[f"{part}_features"] for m in (ours, reference))
+            return max(0.0, diffusion.frechet_distance(*pair))
+
+        return {f"frechet_{part}": distance(part) for part in ("retrain", "forgotten")}
 
     def losses(self, recipe: Recipe) -> Losses:
         """The U-Net's losses; a key that is None is drawn from the batch's indices."""
@@ -529,8 +542,8 @@ def write_report(config: Config, task: Generation, store: Store) -> None:
         ),
         report.Figure(
             "distance",
-            "Distance to Retrain on the forgotten class",
-            "Fréchet distance to what Retrain draws for it. Below the noise floor, the "
+            "Distance to Retrain on the other classes",
+            "Fréchet distance to what Retrain draws. Below the noise floor, the "
             "distance between two Retrains, differences mean nothing.",
             lambda: figures.gap_chart(estimates),
         ),

@@ -11,6 +11,7 @@ import optax
 from absl.testing import absltest, parameterized
 
 from mujax import methods, subspace, transforms
+from tests import methods_test as small
 from tests import reference
 
 # Transforms: name -> (params -> transform).
@@ -298,6 +299,7 @@ METHODS = {
     "cufg": functools.partial(
         methods.cufg, threshold=-0.5, refresh_every=2, microbatch_size=4
     ),
+    "esd": small.esd,
 }
 METHOD_STEPS = 2
 

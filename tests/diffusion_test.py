@@ -280,6 +280,39 @@ class LossTest(parameterized.TestCase):
         )(3.0)  # fmt: skip
         self.assertAlmostEqual(grad, 2 * (3 * 2 - 3 * 5) * 2, places=4)
 
+    def test_relabel_loss_is_each_loss_where_it_belongs(self):
+        relabelled, others = jnp.array([1, 0, 1, 1, 0, 0], bool), 1 - self.labels
+        calls = []
+        loss = diffusion.relabel_loss(
+            record(calls), 0.7, SCHEDULE, self.x0, self.labels, others, relabelled,
+            KEY, weights=self.weights,
+        )  # fmt: skip
+        parts = {}
+        for name, marked in (("match", relabelled), ("noise", ~relabelled)):
+            options = dict(weights=self.weights * marked)
+            given = (cheap, 0.7, SCHEDULE, self.x0, self.labels)
+            parts[name] = (
+                diffusion.match_loss(*given, others, KEY, **options)
+                if name == "match"
+                else diffusion.noise_loss(*given, KEY, **options)
+            ) * np.sum(self.weights * marked)
+        wanted = (parts["match"] + parts["noise"]) / np.sum(self.weights)
+        np.testing.assert_allclose(loss, wanted, rtol=1e-5)
+        self.assertLen(calls, 2)  # one answers, one learns
+
+    def test_relabel_gradient_passes_through_the_student_alone(self):
+        def linear(params, x, t, c):
+            return params * c[:, None, None, None] * jnp.ones_like(x)
+
+        labels, others = jnp.full(6, 2.0), jnp.full(6, 5.0)
+        grad = jax.grad(
+            lambda p: diffusion.relabel_loss(
+                linear, p, SCHEDULE, self.x0, labels, others, jnp.ones(6, bool), KEY,
+                pixel_reduction=jnp.mean,
+            )
+        )(3.0)  # fmt: skip
+        self.assertAlmostEqual(grad, 2 * (3 * 2 - 3 * 5) * 2, places=4)
+
     def test_erase_loss_formula(self):
         calls = []
         loss = diffusion.erase_loss(
@@ -506,6 +539,7 @@ def losses(params, schedule, x0, labels, key):
     return (
         diffusion.noise_loss(predict, params, *given, key),
         diffusion.match_loss(predict, params, *given, 1 - labels, key),
+        diffusion.relabel_loss(predict, params, *given, 1 - labels, labels == 0, key),
         diffusion.erase_loss(predict, params, frozen, *given, 0, key),
     )
 

@@ -95,6 +95,18 @@ def tiny_loss(train: bool, axis_name: str | None = None) -> methods.LossFn:
 
 TRAIN, EVAL = tiny_loss(train=True), tiny_loss(train=False)
 
+
+def esd(loss_fn, optimizer, **options) -> methods.Method:
+    """ESD with a loss that looks at both parameters."""
+
+    def pair_loss(params, original, model_state, batch, key):
+        loss, rest = loss_fn(params, model_state, batch, key)
+        moved = jax.tree.map(lambda p, o: jnp.mean((p - o) ** 2), params, original)
+        return loss + sum(jax.tree.leaves(moved)).astype(loss.dtype), rest
+
+    return methods.esd(pair_loss, optimizer, **options)
+
+
 METHODS: dict[str, Callable[..., methods.Method]] = {
     "finetune": methods.finetune,
     "gradient_ascent": methods.gradient_ascent,
@@ -112,6 +124,7 @@ METHODS: dict[str, Callable[..., methods.Method]] = {
     "cufg": functools.partial(
         methods.cufg, eval_loss_fn=EVAL, threshold=-0.5, microbatch_size=4
     ),
+    "esd": esd,
 }
 ADAMW = optax.chain(optax.clip_by_global_norm(0.5), optax.adamw(0.05), optax.ema(0.9))
 # One of each shape of step, where compiling all of them shows nothing more.
