@@ -30,6 +30,15 @@ from experiments.files import to_json, write_atomically
 
 PACKAGES = ("mujax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
+_LEFTOVERS = (
+    ".*.json.*.tmp",
+    ".*.md.*.tmp",
+    ".*.html.*.tmp",
+    "plots/.*.png.*.tmp",
+    "records/.*.npz.*.tmp.npz",
+    "checkpoints/*/seed_*.orbax-checkpoint-tmp*",
+)
+
 
 class StoreError(ValueError):
     """A folder that cannot be used; the message says what to do."""
@@ -73,6 +82,7 @@ class Store:
         try:
             self._check_config(extendable)
             self.rows = self._read_rows()
+            self._sweep()
             self._save(folder / "config.json", self.config)
         except BaseException:
             self._lock.close()
@@ -107,6 +117,18 @@ class Store:
         self.rows.append(json.loads(to_json(row)))
         self._save(self.folder / "results.json", self.results)
         shutil.rmtree(self._progress(method, seed), ignore_errors=True)
+
+    def _sweep(self) -> None:
+        """Removes what a killed process has left: only the holder writes here."""
+        for pattern in _LEFTOVERS:
+            for path in self.folder.glob(pattern):
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
+        for row in self.rows:
+            folder = self._progress(row["method"], row["seed"])
+            shutil.rmtree(folder, ignore_errors=True)
 
     @property
     def results(self) -> dict[str, Any]:

@@ -76,6 +76,28 @@ class StoreTest(parameterized.TestCase):
                     path.write_bytes(path.read_bytes()[:3])
             self.assertIsNone(kept.load_progress("salun", 1, lambda: jnp.arange(3)))
 
+    def test_what_a_kill_left_is_removed_and_nothing_else(self):
+        with self.open() as kept:
+            kept.finish(ROW, {}, {"w": jnp.arange(3)})
+            kept.save_progress("semu", 1, 2, jnp.arange(3), {})
+        files = sorted(self.folder.rglob("*"))
+        mine = self.folder / ".notes.tmp"
+        mine.touch()
+        for name in (
+            ".results.json.7.tmp",
+            ".report.html.7.tmp",
+            "plots/.gap.png.7.tmp",
+            "records/.semu-1.npz.7.tmp.npz",
+            "checkpoints/semu/seed_1.orbax-checkpoint-tmp/d",
+            "progress/salun-1/epoch_2/d",  # its row was written just before the kill
+        ):
+            (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (self.folder / name).touch()
+        with self.open():
+            pass
+        found = {path for path in self.folder.rglob("*") if path.is_file()}
+        self.assertEqual(found, {mine, *(path for path in files if path.is_file())})
+
     def test_refuses_a_busy_folder(self):
         with self.open(), self.assertRaisesRegex(StoreError, "Another run is busy"):
             self.open()
