@@ -7,6 +7,7 @@ with 130, a full disk with 1; none shows a traceback or loses what was computed.
 import contextlib
 import dataclasses
 import io
+import logging
 import pathlib
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -94,6 +95,8 @@ def main(
       arguments: of the command line; ``sys.argv[1:]`` by default.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    for name in ("absl", "asyncio"):  # Orbax prints what it then raises
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         script(parse(config_class, prog, arguments))
     except (ConfigError, DataError, ModelError, StoreError) as error:

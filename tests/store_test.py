@@ -111,6 +111,16 @@ class StoreTest(parameterized.TestCase):
         with self.open(model="a", density=0.5, seeds=9):
             pass
 
+    def test_names_fields_of_groups_and_not_all_of_many(self):
+        recipes = {f"m{i}": {"density": 0.5, "epochs": 3} for i in range(9)}
+        with self.open(recipes=recipes):
+            pass
+        other = {name: recipe | {"density": 0.1} for name, recipe in recipes.items()}
+        with self.assertRaisesRegex(
+            StoreError, r"m0\.density=0.5 there, 0.1 now; .*; 5 m"
+        ):
+            self.open(recipes=other)
+
     @parameterized.parameters("results.json", "config.json")
     def test_refuses_a_damaged_file_and_leaves_it(self, name):
         with self.open() as kept:
