@@ -4,13 +4,15 @@ Bad input ends with exit code 2 and a line or two on standard error, an interrup
 with 130, a full disk with 1; none shows a traceback or loses what was computed.
 """
 
+import _thread
 import contextlib
 import dataclasses
 import io
 import logging
 import pathlib
 import sys
-from collections.abc import Callable, Iterable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Annotated, Any, TypeVar
 
 from typing_extensions import Doc
@@ -98,7 +100,8 @@ def main(
     for name in ("absl", "asyncio"):  # Orbax prints what it then raises
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
-        script(parse(config_class, prog, arguments))
+        with _interruptions():
+            script(parse(config_class, prog, arguments))
     except (ConfigError, DataError, ModelError, StoreError) as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return 2
@@ -116,6 +119,27 @@ def main(
         )
         return 1
     return 0
+
+
+@contextlib.contextmanager
+def _interruptions() -> Iterator[None]:
+    """Repeats an interruption that fell into a callback, where Python drops it.
+
+    JAX has such a callback for every garbage collection.
+    """
+    previous = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if issubclass(unraisable.exc_type, KeyboardInterrupt):
+            threading.Timer(0.01, _thread.interrupt_main).start()
+        else:
+            previous(unraisable)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = previous
 
 
 def parse(config_class: type[C], prog: str, arguments: Sequence[str]) -> C:

@@ -1,10 +1,12 @@
 """The main job from its command line, on a short training."""
 
 import contextlib
+import gc
 import io
 import json
 import pathlib
 import tempfile
+import time
 from unittest import mock
 
 import jax
@@ -154,6 +156,22 @@ class MainJobTest(parameterized.TestCase):
             code, _, err = run(*SHORT, "--out", str(self.out))
         self.assertEqual(code, 130)
         self.assertIn("the same command goes on", err)
+
+    def test_an_interruption_of_a_callback_is_not_dropped(self):
+        def callback(*_):
+            gc.callbacks.remove(callback)
+            raise KeyboardInterrupt
+
+        def execute(*_):
+            gc.callbacks.append(callback)
+            gc.collect()
+            while True:  # until the interruption comes again
+                time.sleep(0.001)
+
+        with mock.patch.object(study, "execute", execute):
+            code, _, err = run(*SHORT, "--out", str(self.out))
+        self.assertEqual(code, 130)
+        self.assertNotIn("Traceback", err)
 
     def test_help_explains_every_flag(self):
         code, out, _ = run("--help")
