@@ -300,6 +300,11 @@ class Bench:
             build_method = recipes.METHODS[name]
         # The data use tells the steps of an epoch, which schedules need to know.
         use = build_method(recipe, self.losses, 1).data_use
+        if use.stages > len(self.split.forget):
+            raise cli.ConfigError(
+                f"--recipe.stages {use.stages}: the forget set has "
+                f"{len(self.split.forget)} images; give no more stages than that."
+            )
         stages = tuple(np.array_split(self.split.forget, use.stages))
         feed = dataclasses.replace(feed, forget=stages)
         steps = loop.steps_per_epoch(use, feed, recipe.batch_size)

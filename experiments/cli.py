@@ -63,8 +63,17 @@ class StudyConfig:
     """Recipe of the methods; None keeps the searched value of each."""
 
     def __post_init__(self):
-        if self.seeds < 1:
-            raise ConfigError(f"--seeds {self.seeds}: give at least 1.")
+        if not _COUNT[0](self.seeds):
+            raise ConfigError(f"--seeds {self.seeds}: give {_COUNT[1]}.")
+        if not _NOT_NEGATIVE[0](self.keep_every):
+            raise ConfigError(
+                f"--keep-every {self.keep_every}: give {_NOT_NEGATIVE[1]}."
+            )
+        if self.out is not None and not str(self.out).isprintable():
+            raise ConfigError(
+                f"--out {str(self.out)!r} holds characters that do not print. Give "
+                "another."
+            )
 
     @property
     def task(self) -> str:
@@ -175,9 +184,10 @@ def choose(names: str, known: Iterable[str]) -> list[str]:
     wanted = [name.strip() for name in names.split(",") if name.strip()]
     unknown = [name for name in wanted if name not in known]
     if unknown or not wanted:
+        what = _printable(", ".join(unknown)) or "in it"
         raise ConfigError(
-            f"--methods {names!r}: there is no method "
-            f"{', '.join(unknown) or 'in it'}. Choose from {', '.join(known)}, or all."
+            f"--methods {names!r}: there is no method {what}. Choose from "
+            f"{', '.join(known)}, or all."
         )
     return [name for name in known if name in wanted]
 
@@ -199,7 +209,8 @@ def override(recipe: Recipe, overrides: Any, group: str) -> Recipe:
 
 
 _POSITIVE = (lambda x: 0 < x < float("inf"), "a positive number")
-_COUNT = (lambda x: x >= 1, "at least 1")
+_COUNT = (lambda x: 1 <= x <= 10**6, "a number from 1 to a million")
+_FINITE = (lambda x: abs(x) < float("inf"), "a finite number")
 _SHARE = (lambda x: 0 <= x <= 1, "a share between 0 and 1")
 _NOT_NEGATIVE = (lambda x: 0 <= x < float("inf"), "a number of at least 0")
 _RANGES = {
@@ -212,6 +223,10 @@ _RANGES = {
     "retain_share": _SHARE,
     "energy": (lambda x: 0 < x <= 1, "a share above 0, up to 1"),
     "rank": _NOT_NEGATIVE,
+    "threshold": _FINITE,
+    "threshold_fall": _FINITE,
+    "forget_weight": _FINITE,
+    "forget_decay": _FINITE,
     "stages": _COUNT,
 }
 
@@ -228,4 +243,9 @@ def _first_words(box: str) -> str:
     """What the parser says, out of its frame and on one line."""
     lines = [line.strip("│╭╮╰╯─ ") for line in box.splitlines()[1:]]
     end = next((i for i, line in enumerate(lines) if not line), len(lines))
-    return f"{' '.join(lines[:end])} See --help."
+    return f"{_printable(' '.join(lines[:end]))} See --help."
+
+
+def _printable(text: str) -> str:
+    """The text with a question mark for what would not print."""
+    return "".join(char if char.isprintable() else "?" for char in text)

@@ -237,7 +237,7 @@ class Store:
             return
         there, now = _flat(begun), _flat(self.config)
         differing = [
-            f"{name}={there.get(name)!r} there, {now.get(name)!r} now"
+            f"{_shown(name)}={there.get(name)!r} there, {now.get(name)!r} now"
             for name in sorted(there.keys() | now.keys())
             if name.split(".")[0] not in extendable and there.get(name) != now.get(name)
         ]
@@ -346,6 +346,11 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             fields[f"{prefix}{name}"] = value
     return fields
+
+
+def _shown(name: str) -> str:
+    """The name, quoted if it would not print."""
+    return name if name.isprintable() else repr(name)
 
 
 def _form(leaf: Any) -> tuple[tuple[int, ...], Any]:

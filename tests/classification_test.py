@@ -135,7 +135,7 @@ class MainJobTest(parameterized.TestCase):
         ("fraction", ["--forget-fraction", "1.5"], "1.5"),
         ("class", ["--scenario", "class", "--forget-class", "12"], "12"),
         ("no_file", ["--scenario", "indices"], "needs --forget-indices"),
-        ("seeds", ["--seeds", "0"], "at least 1"),
+        ("seeds", ["--seeds", "0"], "from 1 to"),
         ("number", ["--recipe.learning-rate", "fast"], "fast"),
         ("range", ["--recipe.density", "2"], "--recipe.density 2"),
         ("stages", ["--recipe.stages", "0"], "--recipe.stages 0"),
