@@ -130,9 +130,11 @@ class Store:
                     shutil.rmtree(path, ignore_errors=True)
                 else:
                     path.unlink(missing_ok=True)
-        for row in self.rows:
-            folder = self._progress(row["method"], row["seed"])
-            shutil.rmtree(folder, ignore_errors=True)
+        # By what is there, not by the rows: these may have been written by hand.
+        finished = {f"{row['method']}-{row['seed']}" for row in self.rows}
+        for path in self.folder.glob("progress/*"):
+            if path.name in finished:
+                shutil.rmtree(path, ignore_errors=True)
 
     @property
     def results(self) -> dict[str, Any]:
@@ -360,8 +362,8 @@ def _form(leaf: Any) -> tuple[tuple[int, ...], Any]:
 
 def _reason(error: BaseException) -> str:
     """The start of an error's message: storages print whole specifications."""
-    words = (str(error).strip("\"' \n") or type(error).__name__).splitlines()[0]
-    return words[:200].rstrip(" .")
+    words = getattr(error, "strerror", None) or str(error).strip()
+    return (words or type(error).__name__).splitlines()[0][:200].rstrip(" .")
 
 
 def describe_environment() -> dict[str, Any]:

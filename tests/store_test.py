@@ -98,6 +98,14 @@ class StoreTest(parameterized.TestCase):
         found = {path for path in self.folder.rglob("*") if path.is_file()}
         self.assertEqual(found, {mine, *(path for path in files if path.is_file())})
 
+    def test_no_row_makes_it_remove_a_folder_elsewhere(self):
+        for name in ("x-1", "progress"):
+            (self.folder / name).mkdir(parents=True)
+        rows = json.dumps({"rows": [ROW | {"method": "../x"}]})
+        (self.folder / "results.json").write_text(rows)
+        with self.open():
+            self.assertTrue((self.folder / "x-1").is_dir())
+
     def test_refuses_a_busy_folder(self):
         with self.open(), self.assertRaisesRegex(StoreError, "Another run is busy"):
             self.open()
