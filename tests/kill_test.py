@@ -121,7 +121,7 @@ class KillTest(parameterized.TestCase):
     def test_an_interruption_is_a_line_and_a_busy_folder_is_refused(self):
         out = self.folder / "interrupted"
         child = self.start(out)
-        self.wait_for(child, out, (0, 2))
+        self.wait_for(child, out, (0, 1))
         child.send_signal(signal.SIGSTOP)  # busy for as long as the other asks
         other = self.start(out)
         self.assertEqual(other.wait(), 2)
