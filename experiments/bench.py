@@ -229,6 +229,11 @@ class Bench:
         # The data use tells the steps of an epoch, which schedules need to know.
         use = self.task.build(name, recipe, 1).data_use
         forget = np.concatenate(feed.forget)
+        if use.stages > len(forget):
+            raise cli.ConfigError(
+                f"--recipe.stages {use.stages}: the forget set has {len(forget)} "
+                "images; give no more stages than that."
+            )
         feed = dataclasses.replace(
             feed, forget=tuple(np.array_split(forget, use.stages))
         )

@@ -4,13 +4,16 @@ Bad input ends with exit code 2 and a line or two on standard error, an interrup
 with 130, a full disk with 1; none shows a traceback or loses what was computed.
 """
 
+import _thread
 import contextlib
 import dataclasses
 import io
+import logging
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Iterable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Annotated, Any, TypeVar
 
 import jax
@@ -70,15 +73,23 @@ class StudyConfig:
     """Seconds between two checkpoints of a run in progress."""
 
     def __post_init__(self):
-        if self.seeds < 1:
-            raise ConfigError(f"--seeds {self.seeds}: give at least 1.")
+        if not _COUNT[0](self.seeds):
+            raise ConfigError(f"--seeds {self.seeds}: give {_COUNT[1]}.")
         if not 0 <= self.trainings <= self.seeds:
             raise ConfigError(
                 f"--trainings {self.trainings}: give one for each of the {self.seeds} "
                 "seeds, fewer, or 0."
             )
-        if not self.memory >= 0:
-            raise ConfigError(f"--memory {self.memory}: give 0 or more.")
+        for name in ("keep_every", "memory"):
+            value = getattr(self, name)
+            if not _NOT_NEGATIVE[0](value):
+                flag = name.replace("_", "-")
+                raise ConfigError(f"--{flag} {value}: give {_NOT_NEGATIVE[1]}.")
+        if self.out is not None and not str(self.out).isprintable():
+            raise ConfigError(
+                f"--out {str(self.out)!r} holds characters that do not print. Give "
+                "another."
+            )
 
     @property
     def task(self) -> str:
@@ -113,8 +124,11 @@ def main(
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     keep_compiled()
+    for name in ("absl", "asyncio"):  # Orbax prints what it then raises
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
-        script(parse(config_class, prog, arguments))
+        with _interruptions():
+            script(parse(config_class, prog, arguments))
     except (ConfigError, DataError, ModelError, RecipeError, StoreError) as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return 2
@@ -141,6 +155,27 @@ def keep_compiled() -> None:
         folder = pathlib.Path(home) / "mujax" / "compiled"
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+@contextlib.contextmanager
+def _interruptions() -> Iterator[None]:
+    """Repeats an interruption that fell into a callback, where Python drops it.
+
+    JAX has such a callback for every garbage collection.
+    """
+    previous = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if issubclass(unraisable.exc_type, KeyboardInterrupt):
+            threading.Timer(0.01, _thread.interrupt_main).start()
+        else:
+            previous(unraisable)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = previous
 
 
 def parse(config_class: type[C], prog: str, arguments: Sequence[str]) -> C:
@@ -176,9 +211,10 @@ def choose(names: str, known: Iterable[str]) -> list[str]:
     wanted = [name.strip() for name in names.split(",") if name.strip()]
     unknown = [name for name in wanted if name not in known]
     if unknown or not wanted:
+        what = _printable(", ".join(unknown)) or "in it"
         raise ConfigError(
-            f"--methods {names!r}: there is no method "
-            f"{', '.join(unknown) or 'in it'}. Choose from {', '.join(known)}, or all."
+            f"--methods {names!r}: there is no method {what}. Choose from "
+            f"{', '.join(known)}, or all."
         )
     return [name for name in known if name in wanted]
 
@@ -208,7 +244,8 @@ def override(recipe: R, changes: Any, group: str) -> R:
 
 
 _POSITIVE = (lambda x: 0 < x < float("inf"), "a positive number")
-_COUNT = (lambda x: x >= 1, "at least 1")
+_COUNT = (lambda x: 1 <= x <= 10**6, "a number from 1 to a million")
+_FINITE = (lambda x: abs(x) < float("inf"), "a finite number")
 _SHARE = (lambda x: 0 <= x <= 1, "a share between 0 and 1")
 _NOT_NEGATIVE = (lambda x: 0 <= x < float("inf"), "a number of at least 0")
 _RANGES = {
@@ -221,6 +258,10 @@ _RANGES = {
     "retain_share": _SHARE,
     "energy": (lambda x: 0 < x <= 1, "a share above 0, up to 1"),
     "rank": _NOT_NEGATIVE,
+    "threshold": _FINITE,
+    "threshold_fall": _FINITE,
+    "forget_weight": _FINITE,
+    "forget_decay": _FINITE,
     "stages": _COUNT,
 }
 
@@ -237,4 +278,9 @@ def _first_words(box: str) -> str:
     """What the parser says, out of its frame and on one line."""
     lines = [line.strip("│╭╮╰╯─ ") for line in box.splitlines()[1:]]
     end = next((i for i, line in enumerate(lines) if not line), len(lines))
-    return f"{' '.join(lines[:end])} See --help."
+    return f"{_printable(' '.join(lines[:end]))} See --help."
+
+
+def _printable(text: str) -> str:
+    """The text with a question mark for what would not print."""
+    return "".join(char if char.isprintable() else "?" for char in text)

@@ -234,6 +234,8 @@ def index_split(dataset: Dataset, path: str | pathlib.Path) -> Split:
     """
     path, total = pathlib.Path(path), len(dataset.train_labels)
     remedy = "Give a text file with one index a line."
+    if not str(path).isprintable():
+        raise DataError(f"The name {str(path)!r} holds characters that do not print.")
     with _reading(f"The file of forget indices {str(path)!r}", remedy):
         if not path.exists():
             raise DataError(f"There is no file of forget indices {str(path)!r}.")
@@ -321,6 +323,8 @@ def _random_indices(dataset: Dataset, fraction: float, seed: int) -> np.ndarray:
     """Sorted indices of a random share of the training images."""
     if not 0 < fraction < 1:
         raise DataError(f"The fraction is {fraction}; wanted one between 0 and 1.")
+    if seed < 0:
+        raise DataError(f"The seed is {seed}; wanted 0 or more.")
     total = len(dataset.train_labels)
     return np.sort(_shuffled(total, seed)[: round(fraction * total)])
 

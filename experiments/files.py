@@ -28,4 +28,6 @@ def to_json(value: Any) -> str:
     """
     text = json.dumps(value, default=lambda x: getattr(x, "tolist", x.__str__)())
     plain = json.loads(text, parse_constant=lambda _: None)
-    return json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False)
+    # A path that is not UTF-8 has lone surrogates, which only an escape can hold.
+    return text.encode(errors="backslashreplace").decode()

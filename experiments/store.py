@@ -12,6 +12,7 @@ Every file appears in one step and a run's row is written last, so that a kill a
 moment loses no finished run. One process at a time holds the folder.
 """
 
+import errno
 import fcntl
 import importlib.metadata
 import json
@@ -19,6 +20,7 @@ import os
 import pathlib
 import platform
 import shutil
+import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, Self
 
@@ -29,6 +31,17 @@ import orbax.checkpoint as ocp
 from experiments.files import to_json, write_atomically
 
 PACKAGES = ("mujax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+_OVERHEAD = 8192
+"""Bytes that Orbax writes about a leaf, roughly."""
+_LEFTOVERS = (
+    ".*.json.*.tmp",
+    ".*.md.*.tmp",
+    ".*.html.*.tmp",
+    "plots/.*.png.*.tmp",
+    "records/.*.npz.*.tmp.npz",
+    "checkpoints/*/seed_*.orbax-checkpoint-tmp*",
+)
 
 
 class StoreError(ValueError):
@@ -73,6 +86,7 @@ class Store:
         try:
             self._check_config(extendable)
             self.rows = self._read_rows()
+            self._sweep()
         except BaseException:
             self._lock.close()
             raise
@@ -108,6 +122,20 @@ class Store:
         self._save(self.folder / "results.json", self.results)
         shutil.rmtree(self._progress(method, seed), ignore_errors=True)
 
+    def _sweep(self) -> None:
+        """Removes what a killed process has left: only the holder writes here."""
+        for pattern in _LEFTOVERS:
+            for path in self.folder.glob(pattern):
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
+        # By what is there, not by the rows: these may have been written by hand.
+        finished = {f"{row['method']}-{row['seed']}" for row in self.rows}
+        for path in self.folder.glob("progress/*"):
+            if path.name in finished:
+                shutil.rmtree(path, ignore_errors=True)
+
     @property
     def results(self) -> dict[str, Any]:
         """What ``results.json`` holds."""
@@ -115,17 +143,35 @@ class Store:
         return {"config": self.config, "environment": environment, "rows": self.rows}
 
     def record(self, method: str, seed: int) -> dict[str, np.ndarray]:
-        """The arrays kept with a finished run."""
-        with np.load(self._record_path(method, seed)) as data:
-            return dict(data)
+        """The arrays kept with a finished run.
+
+        Raises:
+          StoreError: they are gone, or damaged.
+        """
+        path = self._record_path(method, seed)
+        try:
+            # Opened here: np.load leaves the file open where the archive is damaged.
+            with path.open("rb") as file, np.load(file) as data:
+                return dict(data)
+        except Exception as error:  # zip, zlib and numpy raise a dozen kinds
+            raise StoreError(
+                f"{path} cannot be read: {_reason(error)}. {self._remedy(method, seed)}"
+            ) from error
 
     def checkpoint_path(self, method: str, seed: int) -> pathlib.Path:
         """Folder of a run's parameters and model state."""
         return self.folder / "checkpoints" / method / f"seed_{seed}"
 
     def checkpoint(self, method: str, seed: int) -> Any:
-        """Parameters and model state of a finished run."""
-        return load_checkpoint(self.checkpoint_path(method, seed))
+        """Parameters and model state of a finished run.
+
+        Raises:
+          StoreError: they are gone, or damaged.
+        """
+        try:
+            return load_checkpoint(self.checkpoint_path(method, seed))
+        except StoreError as error:
+            raise StoreError(f"{error}. {self._remedy(method, seed)}") from error
 
     def save_progress(
         self, method: str, seed: int, epoch: int, state: Any, notes: dict[str, Any]
@@ -144,15 +190,21 @@ class Store:
     def load_progress(
         self, method: str, seed: int, like: Callable[[], Any]
     ) -> tuple[Any, dict[str, Any]] | None:
-        """State, in the structure of ``like()``, and notes of an unfinished run."""
+        """State, in the structure of ``like()``, and notes of an unfinished run.
+
+        None if there is none, or if it is damaged: the run then begins anew.
+        """
         folder = self._progress(method, seed)
         try:
             notes = json.loads((folder / "notes.json").read_text())
             leaves = load_checkpoint(folder / f"epoch_{notes['epoch']}")
-        except (OSError, ValueError, KeyError):
+            ordered = [leaves[name] for name in sorted(leaves)]
+        except (OSError, ValueError, TypeError, KeyError):
             return None
-        ordered = [leaves[name] for name in sorted(leaves)]
-        return jax.tree.unflatten(jax.tree.structure(like()), ordered), notes
+        expected, structure = jax.tree.flatten(like())
+        if list(map(_form, ordered)) != list(map(_form, expected)):
+            return None
+        return jax.tree.unflatten(structure, ordered), notes
 
     def _begin(self) -> None:
         """Keeps the configuration, once there is something to keep it for."""
@@ -163,6 +215,12 @@ class Store:
 
     def _record_path(self, method: str, seed: int) -> pathlib.Path:
         return self.folder / "records" / f"{method}-{seed}.npz"
+
+    def _remedy(self, method: str, seed: int) -> str:
+        return (
+            f"Put it back, or remove the row of {method}, seed {seed} from "
+            f"{self.folder / 'results.json'}: it is then computed again."
+        )
 
     def _write_record(self, method, seed, record) -> None:
         path = self._record_path(method, seed)
@@ -181,16 +239,21 @@ class Store:
     def _check_config(self, extendable: tuple[str, ...]) -> None:
         begun = self._read("config.json")
         if begun is None:
+            begun = (self._read("results.json") or {}).get("config")
+        if not isinstance(begun, dict):
             return
+        there, now = _flat(begun), _flat(self.config)
         differing = [
-            f"{name}={begun.get(name)!r} there, {self.config.get(name)!r} now"
-            for name in sorted(begun.keys() | self.config.keys())
-            if name not in extendable and begun.get(name) != self.config.get(name)
+            f"{_shown(name)}={there.get(name)!r} there, {now.get(name)!r} now"
+            for name in sorted(there.keys() | now.keys())
+            if name.split(".")[0] not in extendable and there.get(name) != now.get(name)
         ]
         if differing:
+            listed = "; ".join(differing[:4])
+            more = f"; {len(differing) - 4} more" if len(differing) > 4 else ""
             raise StoreError(
                 f"{self.folder} holds a study of another configuration "
-                f"({'; '.join(differing)}). Give another --out, or the same flags."
+                f"({listed}{more}). Give another --out, or the same flags."
             )
 
     def _read_rows(self) -> list[dict[str, Any]]:
@@ -199,11 +262,15 @@ class Store:
             return []
         rows = results.get("rows")
         if not isinstance(rows, list) or not all(
-            isinstance(row, dict) and {"method", "seed"} <= row.keys() for row in rows
+            isinstance(row, dict)
+            and isinstance(row.get("method"), str)
+            and isinstance(row.get("seed"), int)
+            and isinstance(row.get("status"), str)
+            for row in rows
         ):
             raise StoreError(
-                f"{self.folder / 'results.json'} has no list of rows with method and "
-                "seed. Move it away to compute everything again, or mend it."
+                f"{self.folder / 'results.json'} has no list of rows with method, seed "
+                "and status. Move it away to compute everything again, or mend it."
             )
         return rows
 
@@ -215,32 +282,93 @@ class Store:
             value = json.loads(path.read_text())
             if not isinstance(value, dict):
                 raise ValueError(f"it holds a {type(value).__name__}")
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise StoreError(
-                f"{path} cannot be read ({error}). Move it away to begin anew, or give "
-                "another --out."
+                f"{path} cannot be read ({_reason(error)}). Move it away to begin "
+                "anew, or give another --out."
             ) from error
         return value
 
 
 def save_checkpoint(path: pathlib.Path, tree: Any) -> None:
-    """Writes a tree of arrays with Orbax, replacing what is there."""
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(path.absolute(), tree, force=True)
+    """Writes a tree of arrays with Orbax, replacing what is there.
+
+    Raises:
+      OSError: it cannot be written.
+    """
+    # Asked first: on a full disk Orbax prints pages from its threads.
+    leaves = jax.tree.leaves(tree)
+    needed = sum(leaf.nbytes for leaf in leaves) + _OVERHEAD * (len(leaves) + 1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if shutil.disk_usage(path.parent).free < needed:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(
+                path.absolute(),
+                tree,
+                force=True,
+                custom_metadata={"crc32": _checksum(tree)},
+            )
+    except OSError:
+        raise
+    except Exception as error:  # its storage has errors of its own for a full disk
+        raise OSError(f"{path} cannot be written: {_reason(error)}") from error
 
 
 def load_checkpoint(path: pathlib.Path) -> Any:
     """Reads a tree of arrays as it was saved.
 
     Raises:
-      ValueError: there is no checkpoint, or it is damaged.
+      StoreError: there is no checkpoint, or it is damaged.
     """
     try:
         with ocp.StandardCheckpointer() as checkpointer:
-            return checkpointer.restore(path.absolute())
+            tree = checkpointer.restore(path.absolute())
+            kept = checkpointer.metadata(path.absolute()).custom_metadata or {}
+        # Orbax does not notice a wrong byte in an array.
+        if "crc32" in kept and kept["crc32"] != _checksum(tree):
+            raise ValueError("its checksum is another")
     except Exception as error:  # Orbax raises whatever its storage does
-        reason = (str(error).splitlines() or ["no message"])[0]
-        raise ValueError(f"{path} is not a readable checkpoint: {reason}") from error
+        raise StoreError(
+            f"{path} is not a readable checkpoint: {_reason(error)}"
+        ) from error
+    return tree
+
+
+def _checksum(tree: Any) -> int:
+    """CRC-32 over the leaves' bytes."""
+    total = 0
+    for leaf in jax.tree.leaves(tree):
+        total = zlib.crc32(np.ascontiguousarray(leaf).view(np.uint8).data, total)
+    return total
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Fields of a configuration, those of its groups as ``group.field``."""
+    fields: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, dict):
+            fields |= _flat(value, f"{prefix}{name}.")
+        else:
+            fields[f"{prefix}{name}"] = value
+    return fields
+
+
+def _shown(name: str) -> str:
+    """The name, quoted if it would not print."""
+    return name if name.isprintable() else repr(name)
+
+
+def _form(leaf: Any) -> tuple[tuple[int, ...], Any]:
+    """Shape and type of a leaf."""
+    return np.shape(leaf), getattr(leaf, "dtype", None)
+
+
+def _reason(error: BaseException) -> str:
+    """The start of an error's message: storages print whole specifications."""
+    words = getattr(error, "strerror", None) or str(error).strip()
+    return (words or type(error).__name__).splitlines()[0][:200].rstrip(" .")
 
 
 def load_original(

@@ -98,7 +98,7 @@ def execute(
     display.running(f"{run.name}, seed {run.seed}")
     watch, curves, epoch = Stopwatch(), [], 0
     kept = store.load_progress(run.name, run.seed, lambda: jax.eval_shape(run.start))
-    if kept is None:
+    if kept is None or not _complete(kept[1]):
         watch.start()
         state = jax.block_until_ready(run.start())
         watch.stop()
@@ -141,4 +141,14 @@ def execute(
         seconds,
         methods.trainable_fraction(state, params),
         {k: np.array([point[k] for point in curves]) for k in curves[0]},
+    )
+
+
+def _complete(notes: Mapping[str, Any]) -> bool:
+    """Whether the notes of an unfinished run tell all that it needs to go on."""
+    seconds, curves = notes.get("seconds"), notes.get("curves")
+    return (
+        isinstance(seconds, float)
+        and isinstance(curves, list)
+        and len(curves) == notes["epoch"]
     )

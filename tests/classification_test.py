@@ -2,10 +2,12 @@
 
 import contextlib
 import dataclasses
+import gc
 import io
 import json
 import pathlib
 import tempfile
+import time
 from unittest import mock
 
 import chex
@@ -239,7 +241,7 @@ class MainJobTest(parameterized.TestCase):
         ("fraction", ["--forget-fraction", "1.5"], "1.5"),
         ("class", ["--scenario", "class", "--forget-class", "12"], "12"),
         ("no_file", ["--scenario", "indices"], "needs --forget-indices"),
-        ("seeds", ["--seeds", "0"], "at least 1"),
+        ("seeds", ["--seeds", "0"], "from 1 to"),
         ("trainings", ["--trainings", "9"], "--trainings 9"),
         ("memory", ["--memory", "nan"], "--memory nan"),
         ("width", ["--width", "-3"], "small_cnn"),
@@ -264,6 +266,22 @@ class MainJobTest(parameterized.TestCase):
             code, _, err = run(*SHORT, "--out", str(self.out))
         self.assertEqual(code, 130)
         self.assertIn("the same command goes on", err)
+
+    def test_an_interruption_of_a_callback_is_not_dropped(self):
+        def callback(*_):
+            gc.callbacks.remove(callback)
+            raise KeyboardInterrupt
+
+        def execute(*_):
+            gc.callbacks.append(callback)
+            gc.collect()
+            while True:  # until the interruption comes again
+                time.sleep(0.001)
+
+        with mock.patch.object(study, "execute", execute):
+            code, _, err = run(*SHORT, "--out", str(self.out))
+        self.assertEqual(code, 130)
+        self.assertNotIn("Traceback", err)
 
     def test_help_explains_every_flag(self):
         code, out, _ = run("--help")

@@ -562,6 +562,9 @@ class RandomSplitTest(DataTestCase):
         self.fails("fraction is", data.random_split, toy(), fraction, 0)
         self.fails("fraction is", data.validation_split, toy(), fraction, 0)
 
+    def test_seed_below_zero(self):
+        self.fails("seed is -1", data.random_split, toy(), 0.1, -1)
+
     def test_nothing_forgotten_or_retained(self):
         self.fails("^0 of the 30", data.random_split, toy(), 0.001, 0)
         self.fails("^30 of the 30", data.random_split, toy(), 0.999, 0)
@@ -639,6 +642,7 @@ class IndexSplitTest(DataTestCase):
     def test_no_file(self):
         self.fails("no file .*none.txt", data.index_split, toy(), "/none.txt")
         self.fails("cannot be read", data.index_split, toy(), self.folder)
+        self.fails("do not print", data.index_split, toy(), "a\nb")
 
     @settings(max_examples=300, deadline=None)
     @given(

@@ -287,16 +287,16 @@ class LossTest(parameterized.TestCase):
             record(calls), 0.7, SCHEDULE, self.x0, self.labels, others, relabelled,
             KEY, weights=self.weights,
         )  # fmt: skip
-        parts = {}
-        for name, marked in (("match", relabelled), ("noise", ~relabelled)):
-            options = dict(weights=self.weights * marked)
-            given = (cheap, 0.7, SCHEDULE, self.x0, self.labels)
-            parts[name] = (
-                diffusion.match_loss(*given, others, KEY, **options)
-                if name == "match"
-                else diffusion.noise_loss(*given, KEY, **options)
-            ) * np.sum(self.weights * marked)
-        wanted = (parts["match"] + parts["noise"]) / np.sum(self.weights)
+        given, parts = (cheap, 0.7, SCHEDULE, self.x0, self.labels), []
+        for marked in (relabelled, ~relabelled):
+            weights = self.weights * marked
+            loss_of_part = (
+                diffusion.match_loss(*given, others, KEY, weights=weights)
+                if marked is relabelled
+                else diffusion.noise_loss(*given, KEY, weights=weights)
+            )
+            parts.append(loss_of_part * weights.sum())
+        wanted = sum(parts) / np.sum(self.weights)
         np.testing.assert_allclose(loss, wanted, rtol=1e-5)
         self.assertLen(calls, 2)  # one answers, one learns
 

@@ -102,7 +102,7 @@ def esd(loss_fn, optimizer, **options) -> methods.Method:
     def pair_loss(params, original, model_state, batch, key):
         loss, rest = loss_fn(params, model_state, batch, key)
         moved = jax.tree.map(lambda p, o: jnp.mean((p - o) ** 2), params, original)
-        return loss + sum(jax.tree.leaves(moved)).astype(loss.dtype), rest
+        return loss + jax.tree.reduce(jnp.add, moved).astype(loss.dtype), rest
 
     return methods.esd(pair_loss, optimizer, **options)
 

@@ -76,6 +76,36 @@ class StoreTest(parameterized.TestCase):
                     path.write_bytes(path.read_bytes()[:3])
             self.assertIsNone(kept.load_progress("salun", 1, lambda: jnp.arange(3)))
 
+    def test_what_a_kill_left_is_removed_and_nothing_else(self):
+        with self.open() as kept:
+            kept.finish(ROW, {}, {"w": jnp.arange(3)})
+            kept.save_progress("semu", 1, 2, jnp.arange(3), {})
+        files = sorted(self.folder.rglob("*"))
+        mine = self.folder / ".notes.tmp"
+        mine.touch()
+        for name in (
+            ".results.json.7.tmp",
+            ".report.html.7.tmp",
+            "plots/.gap.png.7.tmp",
+            "records/.semu-1.npz.7.tmp.npz",
+            "checkpoints/semu/seed_1.orbax-checkpoint-tmp/d",
+            "progress/salun-1/epoch_2/d",  # its row was written just before the kill
+        ):
+            (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (self.folder / name).touch()
+        with self.open():
+            pass
+        found = {path for path in self.folder.rglob("*") if path.is_file()}
+        self.assertEqual(found, {mine, *(path for path in files if path.is_file())})
+
+    def test_no_row_makes_it_remove_a_folder_elsewhere(self):
+        for name in ("x-1", "progress"):
+            (self.folder / name).mkdir(parents=True)
+        rows = json.dumps({"rows": [ROW | {"method": "../x"}]})
+        (self.folder / "results.json").write_text(rows)
+        with self.open():
+            self.assertTrue((self.folder / "x-1").is_dir())
+
     def test_refuses_a_busy_folder(self):
         with self.open(), self.assertRaisesRegex(StoreError, "Another run is busy"):
             self.open()
@@ -90,6 +120,16 @@ class StoreTest(parameterized.TestCase):
             self.open(model="b", density=0.5)
         with self.open(model="a", density=0.5, seeds=9):
             pass
+
+    def test_names_fields_of_groups_and_not_all_of_many(self):
+        recipes = {f"m{i}": {"density": 0.5, "epochs": 3} for i in range(9)}
+        with self.open(recipes=recipes):
+            pass
+        other = {name: recipe | {"density": 0.1} for name, recipe in recipes.items()}
+        with self.assertRaisesRegex(
+            StoreError, r"m0\.density=0.5 there, 0.1 now; .*; 5 m"
+        ):
+            self.open(recipes=other)
 
     @parameterized.parameters("results.json", "config.json")
     def test_refuses_a_damaged_file_and_leaves_it(self, name):
