@@ -155,7 +155,7 @@ class DamageTest(parameterized.TestCase):
             self.assert_whole()
 
     @parameterized.parameters(
-        (2, ""), (2, ".lock"), (1, "checkpoints/finetune"), (1, "records"), (1, "plots")
+        (2, ""), (2, ".lock"), (1, "checkpoints/finetune"), (2, "records"), (1, "plots")
     )
     def test_a_file_where_a_folder_should_be(self, code, name):
         self.drop_row("finetune")

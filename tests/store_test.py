@@ -123,8 +123,8 @@ class StoreTest(parameterized.TestCase):
 
     def test_names_fields_of_groups_and_not_all_of_many(self):
         recipes = {f"m{i}": {"density": 0.5, "epochs": 3} for i in range(9)}
-        with self.open(recipes=recipes):
-            pass
+        with self.open(recipes=recipes) as kept:
+            kept.finish(ROW, {}, None)
         other = {name: recipe | {"density": 0.1} for name, recipe in recipes.items()}
         with self.assertRaisesRegex(
             StoreError, r"m0\.density=0.5 there, 0.1 now; .*; 5 m"
