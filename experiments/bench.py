@@ -108,7 +108,7 @@ class Bench:
         if config.checkpoint is not None:
             self.given = load_original(config.checkpoint, task.init)
         self._originals: dict[int, Any] = {}
-        self._methods: dict[str, tuple[methods.Method, loop.Feed, int]] = {}
+        self._methods: dict[str, methods.Method] = {}
 
     def run_all(self, names: Sequence[str], table: Any) -> None:
         """Runs what is missing of baselines and methods, seed by seed.
@@ -154,9 +154,8 @@ class Bench:
 
     def steps(self, name: str) -> int:
         """Optimiser steps of a method's run."""
-        method, feed, batch_size = self._method(name)
-        each = loop.steps_per_epoch(method.data_use, feed, batch_size)
-        return each * loop.num_epochs(method.data_use)
+        use = self._method(name).data_use
+        return self._epoch_steps(name, use) * loop.num_epochs(use)
 
     def with_recipe(self, name: str, recipe: Any) -> Self:
         """A bench with the same data and originals where one method differs."""
@@ -165,9 +164,16 @@ class Bench:
         other._methods = {}
         return other
 
+    def with_task(self, task: Task) -> Self:
+        """A bench of the same methods on a task of the same sizes."""
+        other = copy.copy(self)
+        other.task = task
+        return other
+
     def prepare(self, name: str, seed: int) -> study.Run:
         """The run of a method on a seed."""
-        method, feed, batch_size = self._method(name)
+        method, batch_size = self._method(name), self._recipe(name).batch_size
+        feed = self._feed(name, method.data_use)
         if method.data_use.fresh_start:
 
             def start():
@@ -192,13 +198,14 @@ class Bench:
             return study.Result(**self.given)
         if name not in BASELINES:
             return self._execute(name, seed, display)
-        seed %= self.config.trainings or self.config.seeds
+        seed %= self.config.trainings or seed + 1
+        retain = self._feed(name, self._method(name).data_use).retain
         identity = {
             "task": self.task.identity,
             "name": name,
             "seed": seed,
             "recipe": dataclasses.asdict(self.numbers["training"]),
-            "retain": hashlib.sha256(self._method(name)[1].retain.data).hexdigest(),
+            "retain": hashlib.sha256(retain.data).hexdigest(),
         }
         result = self.cache.load(identity)
         if result is not None:
@@ -217,32 +224,38 @@ class Bench:
             self.config.keep_every,
         )
 
-    def _method(self, name: str) -> tuple[methods.Method, loop.Feed, int]:
-        """A method, what it is fed and its batch size; compiled once for all seeds."""
+    def _recipe(self, name: str) -> Any:
+        """The numbers of a method or of a baseline's training."""
+        return self.numbers["training" if name in BASELINES else name]
+
+    def _method(self, name: str) -> methods.Method:
+        """A method, built once so that it compiles once for all seeds."""
         if name not in self._methods:
-            self._methods[name] = self._make_method(name)
+            recipe = self._recipe(name)
+            # The data use tells the steps of an epoch, which schedules need to know.
+            use = self.task.build(name, recipe, 1).data_use
+            method = self.task.build(name, recipe, self._epoch_steps(name, use))
+            self._methods[name] = methods.with_data(method, epochs=recipe.epochs)
         return self._methods[name]
 
-    def _make_method(self, name: str) -> tuple[methods.Method, loop.Feed, int]:
+    def _feed(self, name: str, use: methods.DataUse) -> loop.Feed:
+        """The examples of a method, for as many stages as it has."""
         feed = self.task.feed
-        recipe = self.numbers["training" if name in BASELINES else name]
-        # The data use tells the steps of an epoch, which schedules need to know.
-        use = self.task.build(name, recipe, 1).data_use
         forget = np.concatenate(feed.forget)
         if use.stages > len(forget):
             raise cli.ConfigError(
                 f"--recipe.stages {use.stages}: the forget set has {len(forget)} "
                 "images; give no more stages than that."
             )
-        feed = dataclasses.replace(
-            feed, forget=tuple(np.array_split(forget, use.stages))
-        )
+        stages = tuple(np.array_split(forget, use.stages))
+        retain = feed.retain
         if name == ORIGINAL:
-            everything = np.sort(np.concatenate([forget, feed.retain]))
-            feed = dataclasses.replace(feed, retain=everything)
-        steps = loop.steps_per_epoch(use, feed, recipe.batch_size)
-        method = self.task.build(name, recipe, steps)
-        return methods.with_data(method, epochs=recipe.epochs), feed, recipe.batch_size
+            retain = np.sort(np.concatenate([forget, retain]))
+        return dataclasses.replace(feed, forget=stages, retain=retain)
+
+    def _epoch_steps(self, name: str, use: methods.DataUse) -> int:
+        feed = self._feed(name, use)
+        return loop.steps_per_epoch(use, feed, self._recipe(name).batch_size)
 
     def _original(self, seed: int) -> Any:
         """Parameters and model state of the original model."""

@@ -5,11 +5,12 @@ every method over seeds, fills a table in as it goes, and leaves a folder with
 results, plots, checkpoints and a report. Run again it computes what is missing.
 """
 
+import copy
 import dataclasses
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import jax.numpy as jnp
 import numpy as np
@@ -204,7 +205,6 @@ class Classification:
         self.model: Model = build(
             config.model, dataset.num_classes, dataset.input_shape, **options
         )
-        self.split = split
         self.identity = {
             "model": config.model,
             **options,
@@ -212,16 +212,26 @@ class Classification:
             "augment": dataset.augment,
         }
         self.losses = evaluation.cross_entropy_losses(self.model, dataset)
-        self.evaluator = evaluation.Evaluator(self.model, dataset, split)
         images, labels = dataset.train_images, dataset.train_labels
         if images.nbytes <= 1e9 * config.memory:
             images, labels = jnp.asarray(images), jnp.asarray(labels)
-        self.feed = loop.Feed(
-            examples={"image": images, "label": labels},
-            num_classes=dataset.num_classes,
-            forget=(split.forget,),
-            retain=split.retain,
+        self._examples = {"image": images, "label": labels}
+        self._evaluator = evaluation.Evaluator(self.model, dataset)
+        self.split = split
+
+    @property
+    def feed(self) -> loop.Feed:
+        """The examples, and which of them to forget and to retain."""
+        classes = self._evaluator.dataset.num_classes
+        return loop.Feed(
+            self._examples, classes, (self.split.forget,), self.split.retain
         )
+
+    def with_split(self, split: data.Split) -> Self:
+        """The same task with another forget set; nothing compiles anew."""
+        other = copy.copy(self)
+        other.split = split
+        return other
 
     def init(self, key: Any) -> tuple[Any, Any]:
         """New parameters and model state."""
@@ -247,7 +257,7 @@ class Classification:
                 original["params"],
                 original["model_state"],
                 self.forget_batches(len(forget))[0],
-                self.evaluator.outputs(**original).forget[0],
+                self._outputs(**original).forget[0],
                 loop.in_order(self.feed, self.split.retain, 256),
                 study.random_key("stages", seed),
             )
@@ -255,9 +265,12 @@ class Classification:
         parts = curriculum.stage_indices(difficulty, recipe.stages)
         return tuple(forget[part] for part in parts)
 
+    def _outputs(self, params: Any, model_state: Any, limit: int | None = None):
+        return self._evaluator.outputs(params, model_state, self.split, limit)
+
     def curve(self, params: Any, model_state: Any) -> Mapping[str, float]:
         """Accuracies on a part of each split."""
-        outputs = self.evaluator.outputs(params, model_state, limit=256)
+        outputs = self._outputs(params, model_state, limit=256)
         row = evaluation.accuracies(outputs)
         return {
             "forget_accuracy": 100 - row["ua"],
@@ -267,7 +280,7 @@ class Classification:
 
     def measure(self, params: Any, model_state: Any, seed: int) -> Measured:
         """UA, RA, TA, MIA, and the confidences behind them."""
-        outputs = self.evaluator.outputs(params, model_state)
+        outputs = self._outputs(params, model_state)
         row = evaluation.measure(outputs, seed)
         return Measured(row, evaluation.confidence(outputs))
 

@@ -96,19 +96,16 @@ DIFFICULTIES: Mapping[Difficulty, Callable[[Forgetting], Any]] = {
 
 
 class Evaluator:
-    """Outputs and metrics of a model on a split of a data set.
+    """Outputs of a model on the splits of a data set.
 
     Args:
       model: the classifier.
       dataset: the images.
-      split: which of them are forgotten, retained and tested on.
       batch_size: images a step.
     """
 
-    def __init__(
-        self, model: Model, dataset: Dataset, split: Split, batch_size: int = 256
-    ):
-        self.dataset, self.split, self.batch_size = dataset, split, batch_size
+    def __init__(self, model: Model, dataset: Dataset, batch_size: int = 256):
+        self.dataset, self.batch_size = dataset, batch_size
 
         @jax.jit
         def probabilities(params, model_state, images):
@@ -119,10 +116,10 @@ class Evaluator:
         self._probabilities = probabilities
 
     def outputs(
-        self, params: Any, model_state: Any, limit: int | None = None
+        self, params: Any, model_state: Any, split: Split, limit: int | None = None
     ) -> Outputs:
-        """Probabilities on each split, or on the first ``limit`` images of each."""
-        data, split = self.dataset, self.split
+        """Probabilities on each part, or on the first ``limit`` images of each."""
+        data = self.dataset
         return Outputs(
             *(
                 (

@@ -249,6 +249,8 @@ def image_grids(
         return _nothing("No images yet")
     columns = 3
     rows = -(-len(shown) // columns)
+    margins = (0, 0), (0, 0), (1, 1), (1, 1), (0, 0)
+    images = {m: np.pad(images[m], margins, constant_values=110) for m in shown}
     count, down, height, width, _ = images[shown[0]].shape
     figure = _figure(rows * (WIDTH / columns * down * height / (count * width) + 0.45))
     panels = figure.subplots(rows, columns, squeeze=False).ravel()

@@ -2,12 +2,12 @@
 
 ``python -m experiments.tune --dataset digits --scenario random`` moves a fifth of the
 training images into a validation set that stands in for the test set, trains
-originals and Retrains on the rest with seeds of its own, and lets optuna look for the
-recipe whose mean gap to the validation Retrain is least. The best few then run on
-further seeds, which alone decide: the best of many noisy trials is partly the
-luckiest. Every method gets the same number of trials, baselines too. The recipe goes
-to ``experiments/configs`` with the gap that it reached on the further seeds. Run
-again, a finished method is not searched anew.
+originals and Retrains on the rest with seeds (and random forget sets) of its own, and
+lets optuna look for the recipe whose mean gap to the validation Retrain is least. The
+best few then run on further seeds, which alone decide: the best of many noisy trials
+is partly the luckiest. Every method gets the same number of trials, baselines too. The
+recipe goes to ``experiments/configs`` with the gap that it reached on the further
+seeds. Run again, a finished method is not searched anew.
 """
 
 import dataclasses
@@ -31,6 +31,7 @@ from experiments.store import Store
 FIRST_SEED = 1000  # far from the seeds of any report
 WORST = 100.0  # the gap of a run that diverged
 
+Benches = Mapping[int, Bench]
 Trial = optuna.trial.Trial
 FrozenTrial = optuna.trial.FrozenTrial
 
@@ -141,7 +142,7 @@ def search(config: Config) -> None:
     dataset = data.validation_split(
         classification.load_data(config), config.validation_fraction, FIRST_SEED
     )
-    split = classification.make_split(config, dataset)
+    split = _split(config, dataset, FIRST_SEED)
     task = classification.Classification(config, dataset, split)
     numbers = classification.resolve_recipes(dataclasses.replace(config, recipes=None))
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -149,11 +150,15 @@ def search(config: Config) -> None:
     extendable = (*cli.EXTENDABLE, "trials", "finalists", "final_seeds")
     with Store(config.folder, cli.plain(config), extendable) as store:
         bench = Bench(task, numbers, store, Cache(config.cache), config)
+        benches = {
+            seed: bench.with_task(task.with_split(_split(config, dataset, seed)))
+            for seed in seeds
+        }
         with Display(1, lambda: "") as display:
             for seed in seeds:
                 for name in BASELINES:
                     if store.row(name, seed) is None:
-                        bench.run(name, seed, display)
+                        benches[seed].run(name, seed, display)
         for name in chosen:
             storage = f"sqlite:///{config.folder / 'trials.db'}"
             log = optuna.create_study(
@@ -165,18 +170,24 @@ def search(config: Config) -> None:
             missing = config.trials - len(log.trials)
             if missing > 0:
                 log.optimize(
-                    _objective(name, bench, seeds[: config.seeds], config),
+                    _objective(name, benches, seeds[: config.seeds], config),
                     n_trials=missing,
                     callbacks=[_forget_compiled],
                 )
             further = seeds[config.seeds :] or seeds
-            best, gap = _decide(name, bench, further, log, config.finalists)
+            best, gap = _decide(name, benches, further, log, config.finalists)
             _keep(path, name, best, gap, len(log.trials))
             print(f"{name}: gap {gap:.2f} with {best.params}", flush=True)
 
 
+def _split(config: Config, dataset: data.Dataset, seed: int) -> data.Split:
+    """A forget set of the seed's own, so that no recipe suits one set alone."""
+    own = dataclasses.replace(config, forget_seed=config.forget_seed + seed)
+    return classification.make_split(own, dataset)
+
+
 def _objective(
-    name: str, bench: Bench, seeds: Sequence[int], config: Config
+    name: str, benches: Benches, seeds: Sequence[int], config: Config
 ) -> Callable[[Trial], float]:
     """Mean gap to the validation Retrain over the seeds."""
     base = cli.override(recipes.Recipe(), config.recipe, "recipe")
@@ -184,14 +195,14 @@ def _objective(
     def objective(trial: Trial) -> float:
         recipe = dataclasses.replace(base, **SPACES[name](trial, config.max_epochs))
         trial.set_user_attr("recipe", dataclasses.asdict(recipe))
-        return _mean_gap(name, bench, seeds, recipe)
+        return _mean_gap(name, benches, seeds, recipe)
 
     return objective
 
 
 def _decide(
     name: str,
-    bench: Bench,
+    benches: Benches,
     seeds: Sequence[int],
     log: optuna.Study,
     finalists: int,
@@ -204,24 +215,22 @@ def _decide(
         note = f"gap of trial {trial.number} on seeds {seeds[0]} to {seeds[-1]}"
         if note not in log.user_attrs:
             recipe = recipes.Recipe(**trial.user_attrs["recipe"])
-            log.set_user_attr(note, _mean_gap(name, bench, seeds, recipe))
+            log.set_user_attr(note, _mean_gap(name, benches, seeds, recipe))
         gaps.append(log.user_attrs[note])
     return ranked[int(np.argmin(gaps))], min(gaps)
 
 
 def _mean_gap(
-    name: str,
-    bench: Bench,
-    seeds: Sequence[int],
-    recipe: recipes.Recipe,
+    name: str, benches: Benches, seeds: Sequence[int], recipe: recipes.Recipe
 ) -> float:
     """Mean gap of a recipe to the validation Retrain."""
-    trying = bench.with_recipe(name, recipe)
+    trying = benches[seeds[0]].with_recipe(name, recipe)
     gaps = []
     for seed in seeds:
-        reference = bench.store.row("retrain", seed)
+        reference = trying.store.row("retrain", seed)
         assert reference is not None
-        gaps.append(_gap(trying, name, seed, reference))
+        bench = trying.with_task(benches[seed].task)
+        gaps.append(_gap(bench, name, seed, reference))
     return float(np.mean(gaps))
 
 

@@ -472,6 +472,26 @@ class FiguresTest(parameterized.TestCase):
         heights = steps.get_data().values  # pyright: ignore[reportAttributeAccessIssue]
         np.testing.assert_allclose(heights[[0, -1]], (2 / 3, 1 / 3))
 
+    def test_image_grids_have_a_column_a_class_and_frame_the_forgotten(self):
+        images = np.arange(3 * 2).reshape(3, 2, 1, 1, 1) + np.zeros((3, 2, 4, 5, 1))
+        figure = figures.image_grids(
+            {"a": images.astype(np.uint8)}, {"b": "B", "a": "A"}, ["x", "y", "z"], 1
+        )
+        [axes, *others] = figure.axes
+        self.assertFalse(any(other.images for other in others))
+        picture = np.asarray(axes.images[0].get_array())
+        self.assertEqual(picture.shape, (2 * 6, 3 * 7))
+        inner = picture.reshape(2, 6, 3, 7)[:, 1:-1, :, 1:-1]
+        wanted = np.array([[0, 2, 4], [1, 3, 5]])[:, None, :, None]
+        np.testing.assert_array_equal(inner, np.broadcast_to(wanted, inner.shape))
+        [frame] = axes.patches
+        left, _, width, _ = (
+            frame.get_extents().transformed(axes.transData.inverted()).bounds
+        )
+        np.testing.assert_allclose((left, width), (6.5, 7), atol=1e-6)
+        self.assertEqual(axes.get_title(loc="left"), "A")
+        self.assertFalse(figures.image_grids({}, {"a": "A"}, ["x"], 0).axes)
+
     def test_curves_are_means_and_ranges_over_finite_seeds(self):
         runs = {
             ("a", 0): {"epoch": [1, 2, 3], "loss": [1.0, 2.0, None]},
