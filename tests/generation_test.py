@@ -16,7 +16,7 @@ from absl.testing import absltest, parameterized
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from experiments import data, diffusion, generation, study
+from experiments import data, diffusion, generation, loop, study
 from experiments.cache import Cache
 from experiments.loop import DivergedError
 from experiments.store import load_checkpoint
@@ -307,6 +307,31 @@ class StudyTest(parameterized.TestCase):
             code, err = run(*self.flags, *flags)
         self.assertEqual(code, 0, err)
         self.assertEqual(trained, ["salun", "salun"])
+
+    def test_goes_on_where_it_was_interrupted(self):
+        flags = [*self.flags, "--methods", "salun", "--seeds", "1"]
+        flags += ["--recipe.epochs", "3", "--keep-every", "0"]
+        code, err = run(*flags, "--out", str(self.folder / "whole"))
+        self.assertEqual(code, 0, err)
+        self.out = self.folder / "whole"
+        whole, real, epochs = self.rows()["salun", 0], loop.run, []
+
+        def interrupted(*arguments, on_epoch, **options):
+            def stop(done, *rest):
+                on_epoch(done, *rest)
+                epochs.append(done)
+                if epochs == [1, 2]:
+                    raise KeyboardInterrupt
+
+            return real(*arguments, on_epoch=stop, **options)
+
+        self.out = self.folder / "out"
+        with mock.patch.object(loop, "run", interrupted):
+            self.assertEqual(run(*flags, "--out", str(self.out))[0], 130)
+            self.assertEqual(run(*flags, "--out", str(self.out))[0], 0)
+        self.assertEqual(epochs, [1, 2, 3])
+        row = self.rows()["salun", 0]
+        self.assertEqual(row | {"seconds": 0}, whole | {"seconds": 0})
 
     def test_a_method_that_diverges_is_a_row(self):
         flags = ["--methods", "gradient_ascent", "--seeds", "1"]

@@ -1,4 +1,4 @@
-"""Samplers that turn noise into data, each one scan, and the distance of two samples."""
+"""Samplers that turn noise into data by one scan, and the distance of two samples."""
 
 from collections.abc import Callable
 from typing import Any
