@@ -8,6 +8,7 @@ what is trained once and used again, and what becomes of a run that diverges.
 import copy
 import dataclasses
 import hashlib
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, Self
 
@@ -15,7 +16,7 @@ import numpy as np
 import rich.console
 import rich.table
 
-from experiments import cli, loop, study
+from experiments import cli, loop, report, study, summary, tables
 from experiments.cache import Cache
 from experiments.progress import Display
 from experiments.store import Store, load_original
@@ -34,6 +35,15 @@ class Measured(NamedTuple):
     record: dict[str, np.ndarray]
 
 
+class Page(NamedTuple):
+    """What the report says and shows besides the table; see :func:`report.write`."""
+
+    title: str
+    description: str
+    figures: Sequence[report.Figure]
+    loading: str
+
+
 class Task(Protocol):
     """What one kind of experiment brings.
 
@@ -41,6 +51,8 @@ class Task(Protocol):
       identity: plain values that tell this data and model from any other.
       feed: the examples, and which of them to forget and to retain.
       columns: what its rows hold.
+      gap: key of the column that holds the distance to Retrain.
+      notes: label, paper and a line on each method.
     """
 
     @property
@@ -49,6 +61,10 @@ class Task(Protocol):
     def feed(self) -> loop.Feed: ...  # noqa: D102
     @property
     def columns(self) -> Sequence[Column]: ...  # noqa: D102
+    @property
+    def gap(self) -> str: ...  # noqa: D102
+    @property
+    def notes(self) -> Mapping[str, report.MethodNote]: ...  # noqa: D102
 
     def build(self, name: str, recipe: Any, steps: int) -> methods.Method:
         """A method, or the training of a baseline; ``steps`` are those of an epoch."""
@@ -81,6 +97,57 @@ class Task(Protocol):
     def compare(self, ours: Measured, reference: Measured) -> Mapping[str, float]:
         """Distances to Retrain."""
         ...
+
+    def page(self, store: Store, estimates: summary.Summary) -> Page:
+        """What the report says and shows of the finished runs."""
+        ...
+
+
+def run_study(
+    script: str,
+    config: cli.StudyConfig,
+    task: Task,
+    numbers: Mapping[str, Any],
+    names: Sequence[str],
+) -> None:
+    """Runs what is missing of a study, shows its table as it fills, leaves a report.
+
+    Args:
+      script: the module that a person runs.
+      config: its flags.
+      task: the kind of experiment.
+      numbers: recipe of every method, and of training under ``"training"``.
+      names: of the methods to run.
+    """
+    settings = cli.plain(config) | {
+        "command": ["python", "-m", script, *sys.argv[1:]],
+        "recipes": {name: dataclasses.asdict(r) for name, r in numbers.items()},
+    }
+    labels = {name: note.label for name, note in task.notes.items()}
+    with Store(config.folder, settings, cli.EXTENDABLE) as store:
+
+        def estimates() -> summary.Summary:
+            return summary.summarise(
+                store.rows, task.columns, gap=task.gap, labels=labels
+            )
+
+        def table() -> rich.table.Table:
+            return tables.rich_table(estimates(), pending=(*BASELINES, *names))
+
+        Bench(task, numbers, store, Cache(config.cache), config).run_all(names, table)
+        report.write(
+            config.folder,
+            store.results,
+            task.columns,
+            **task.page(store, estimates())._asdict(),
+            methods=task.notes,
+            gap=task.gap,
+        )
+        console = rich.console.Console()
+        # Where no terminal says how wide it is, the table needs its hundred columns.
+        width = None if console.is_terminal else 100
+        rich.console.Console(width=width).print(table())
+        print(f"Report: {config.folder / 'report.html'}")
 
 
 class Bench:
@@ -284,12 +351,3 @@ class Bench:
             if row.get(column.key) is not None
         ]
         return f"{start} {', '.join(numbers)}"
-
-
-def show(table: rich.table.Table, folder: Any) -> None:
-    """Prints the finished table and where the report is."""
-    console = rich.console.Console()
-    # Where no terminal says how wide it is, the table needs its hundred columns.
-    width = None if console.is_terminal else 100
-    rich.console.Console(width=width).print(table)
-    print(f"Report: {folder / 'report.html'}")

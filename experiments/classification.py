@@ -26,10 +26,8 @@ from experiments import (
     report,
     study,
     summary,
-    tables,
 )
-from experiments.bench import BASELINES, Measured
-from experiments.cache import Cache
+from experiments.bench import Measured, Page
 from experiments.models import Model, build
 from experiments.store import Store
 from experiments.summary import Column
@@ -146,17 +144,7 @@ def unlearn(config: Config) -> None:
     dataset = load_data(config)
     task = Classification(config, dataset, make_split(config, dataset))
     numbers = resolve_recipes(config)
-    settings = cli.plain(config) | {
-        "command": ["python", "-m", "experiments.classification", *sys.argv[1:]],
-        "recipes": {name: dataclasses.asdict(r) for name, r in numbers.items()},
-    }
-    with Store(config.folder, settings, cli.EXTENDABLE) as store:
-        names = (*BASELINES, *chosen)
-        table = lambda: tables.rich_table(summarise(store), pending=names)  # noqa: E731
-        cache = Cache(config.cache)
-        bench.Bench(task, numbers, store, cache, config).run_all(chosen, table)
-        write_report(config, store)
-        bench.show(table(), config.folder)
+    bench.run_study("experiments.classification", config, task, numbers, chosen)
 
 
 def load_data(config: Config) -> data.Dataset:
@@ -198,9 +186,10 @@ class Classification:
       split: which of them are forgotten, retained and tested on.
     """
 
-    columns = COLUMNS
+    columns, gap, notes = COLUMNS, "gap", recipes.NOTES
 
     def __init__(self, config: Config, dataset: data.Dataset, split: data.Split):
+        self.config = config
         options = {} if config.width is None else {"width": config.width}
         self.model: Model = build(
             config.model, dataset.num_classes, dataset.input_shape, **options
@@ -288,68 +277,56 @@ class Classification:
         """Average gap and tug-of-war."""
         return evaluation.compare(ours.row, reference.row)
 
-
-def summarise(store: Store) -> summary.Summary:
-    """Means and intervals of the rows so far."""
-    labels = {name: note.label for name, note in recipes.NOTES.items()}
-    return summary.summarise(store.rows, COLUMNS, labels=labels)
-
-
-def write_report(config: Config, store: Store) -> None:
-    """Tables, plots and the page."""
-    estimates = summarise(store)
-    labels = estimates.method_labels
-    curves, confidences = {}, {}
-    for row in store.rows:
-        if row["status"] != "ok":
-            continue
-        name, seed = row["method"], row["seed"]
-        record = store.record(name, seed)
-        if "loss" in record:  # an original that was given has no curve
-            epochs = np.arange(1, len(record["loss"]) + 1)
-            curves[name, seed] = {"epoch": epochs, **record}
-        for part in ("forget", "retain", "test"):
-            values = confidences.setdefault((name, part), [])
-            values.append(record[f"confidence_{part}"])
-    confidences = {k: np.concatenate(v) for k, v in confidences.items()}
-    shown = (
-        report.Figure(
-            "metrics",
-            "UA, RA, TA and MIA against Retrain",
-            "Closer to Retrain's line is better; higher is not.",
-            lambda: figures.metric_comparison(estimates),
-        ),
-        report.Figure(
-            "gap",
-            "Distance to Retrain",
-            "Mean distance over the four metrics, paired by seed. Below the noise "
-            "floor, the distance between two Retrains, differences mean nothing.",
-            lambda: figures.gap_chart(estimates),
-        ),
-        report.Figure(
-            "confidence",
-            "Confidence in the true class",
-            "What a membership attack sees. Pooled over seeds.",
-            lambda: figures.confidence_histograms(confidences, labels),
-        ),
-        report.Figure(
-            "curves",
-            "Training and unlearning",
-            "Accuracy after every epoch, on up to 256 images of each set.",
-            lambda: figures.curves(curves, labels),
-        ),
-    )
-    path = store.checkpoint_path("salun", 0).absolute()
-    report.write(
-        config.folder,
-        store.results,
-        COLUMNS,
-        title=f"Unlearning {config.task}",
-        description=describe(config),
-        figures=shown,
-        methods=recipes.NOTES,
-        loading=LOADING.format(path=path),
-    )
+    def page(self, store: Store, estimates: summary.Summary) -> Page:
+        """What was forgotten, and four plots."""
+        labels = estimates.method_labels
+        curves, confidences = {}, {}
+        for row in store.rows:
+            if row["status"] != "ok":
+                continue
+            name, seed = row["method"], row["seed"]
+            record = store.record(name, seed)
+            if "loss" in record:  # an original that was given has no curve
+                epochs = np.arange(1, len(record["loss"]) + 1)
+                curves[name, seed] = {"epoch": epochs, **record}
+            for part in ("forget", "retain", "test"):
+                values = confidences.setdefault((name, part), [])
+                values.append(record[f"confidence_{part}"])
+        confidences = {k: np.concatenate(v) for k, v in confidences.items()}
+        shown = (
+            report.Figure(
+                "metrics",
+                "UA, RA, TA and MIA against Retrain",
+                "Closer to Retrain's line is better; higher is not.",
+                lambda: figures.metric_comparison(estimates),
+            ),
+            report.Figure(
+                "gap",
+                "Distance to Retrain",
+                "Mean distance over the four metrics, paired by seed. Below the noise "
+                "floor, the distance between two Retrains, differences mean nothing.",
+                lambda: figures.gap_chart(estimates),
+            ),
+            report.Figure(
+                "confidence",
+                "Confidence in the true class",
+                "What a membership attack sees. Pooled over seeds.",
+                lambda: figures.confidence_histograms(confidences, labels),
+            ),
+            report.Figure(
+                "curves",
+                "Training and unlearning",
+                "Accuracy after every epoch, on up to 256 images of each set.",
+                lambda: figures.curves(curves, labels),
+            ),
+        )
+        path = store.checkpoint_path("salun", 0).absolute()
+        return Page(
+            f"Unlearning {self.config.task}",
+            describe(self.config),
+            shown,
+            LOADING.format(path=path),
+        )
 
 
 def describe(config: Config) -> str:

@@ -28,9 +28,8 @@ from experiments import (
     report,
     study,
     summary,
-    tables,
 )
-from experiments.bench import BASELINES, Measured
+from experiments.bench import Measured, Page
 from experiments.cache import Cache
 from experiments.models import from_nnx
 from experiments.models.unet import unet_for
@@ -93,7 +92,6 @@ COLUMNS = (
         description="Share of the parameters that the method may move.",
     ),
 )
-GAP = "frechet_retrain"
 LOADING = """\
 import orbax.checkpoint as ocp
 path = "{path}"  # absolute
@@ -183,18 +181,8 @@ def unlearn(config: Config) -> None:
     dataset = cli.load_data(config)
     split = data.class_split(dataset, config.forget_class)
     numbers = resolve_recipes(config)
-    cache = Cache(config.cache)
-    task = Generation(config, dataset, split, cache)
-    settings = cli.plain(config) | {
-        "command": ["python", "-m", "experiments.diffusion", *sys.argv[1:]],
-        "recipes": {name: dataclasses.asdict(r) for name, r in numbers.items()},
-    }
-    with Store(config.folder, settings, cli.EXTENDABLE) as store:
-        names = (*BASELINES, *chosen)
-        table = lambda: tables.rich_table(summarise(store), pending=names)  # noqa: E731
-        bench.Bench(task, numbers, store, cache, config).run_all(chosen, table)
-        write_report(config, task, store)
-        bench.show(table(), config.folder)
+    task = Generation(config, dataset, split)
+    bench.run_study("experiments.diffusion", config, task, numbers, chosen)
 
 
 def resolve_recipes(config: Config) -> dict[str, Recipe]:
@@ -222,14 +210,11 @@ class Generation:
       config: the U-Net's width and how to draw.
       dataset: the images.
       split: the forgotten class and the others.
-      cache: where the classifier is kept.
     """
 
-    columns = COLUMNS
+    columns, gap = COLUMNS, "frechet_retrain"
 
-    def __init__(
-        self, config: Config, dataset: data.Dataset, split: data.Split, cache: Cache
-    ):
+    def __init__(self, config: Config, dataset: data.Dataset, split: data.Split):
         self.config, self.dataset, self.split = config, dataset, split
         self.forgotten = int(dataset.train_labels[split.forget[0]])
         shape, classes = dataset.input_shape, dataset.num_classes
@@ -260,9 +245,14 @@ class Generation:
             guidance=config.guidance,
             num_steps=config.sampling_steps,
         )
-        self.classifier = generation.Classifier(dataset, cache)
+        self.classifier = generation.Classifier(dataset, Cache(config.cache))
         _, real = self.classifier.see(dataset.train_images[split.retain])
         self.real = real
+
+    @property
+    def notes(self) -> Mapping[str, MethodNote]:
+        """Label, paper and a line on each method."""
+        return NOTES
 
     def init(self, key: Any) -> tuple[Any, Any]:
         """New parameters and (empty) model state."""
@@ -331,6 +321,58 @@ class Generation:
             return max(0.0, diffusion.frechet_distance(*pair))
 
         return {f"frechet_{part}": distance(part) for part in ("retrain", "forgotten")}
+
+    def page(self, store: Store, estimates: summary.Summary) -> Page:
+        """What was forgotten, who judged, image grids and plots."""
+        labels = estimates.method_labels
+        images, losses = {}, {}
+        for row in store.rows:
+            if row["status"] != "ok":
+                continue
+            name, seed = row["method"], row["seed"]
+            record = store.record(name, seed)
+            images.setdefault(name, record["images"])
+            if "loss" in record:
+                epochs = np.arange(1, len(record["loss"]) + 1)
+                losses[name, seed] = {"epoch": epochs, **record}
+        classes = self.dataset.classes
+        shown = (
+            report.Figure(
+                "samples",
+                "What each model draws",
+                f"A column a class; the framed one ({classes[self.forgotten]}) had to "
+                "be forgotten. All models start from the same noise. First seed.",
+                lambda: figures.image_grids(images, labels, classes, self.forgotten),
+            ),
+            report.Figure(
+                "metrics",
+                "UA, retained accuracy and Fréchet distance against Retrain",
+                "Retrain never saw the class; it still draws something for it.",
+                lambda: figures.metric_comparison(estimates),
+            ),
+            report.Figure(
+                "distance",
+                "Distance to Retrain on the other classes",
+                "Fréchet distance to what Retrain draws. Below the noise floor, the "
+                "distance between two Retrains, differences mean nothing.",
+                lambda: figures.gap_chart(estimates),
+            ),
+            report.Figure(
+                "loss",
+                "Loss by epoch",
+                "Objectives differ between methods.",
+                lambda: figures.curves(
+                    losses, labels, series=("loss",), label="Loss", share_y=False
+                ),
+            ),
+        )
+        path = store.checkpoint_path("salun", 0).absolute()
+        return Page(
+            f"Forgetting in a diffusion model: {self.config.task}",
+            self._describe(store),
+            shown,
+            LOADING.format(path=path),
+        )
 
     def losses(self, recipe: Recipe) -> Losses:
         """The U-Net's losses; a key that is None is drawn from the batch's indices."""
@@ -420,6 +462,21 @@ class Generation:
 
         return Losses(noise, guided, relabelled, erase)
 
+    def _describe(self, store: Store) -> str:
+        """What was forgotten and who judged, in a few sentences."""
+        row = store.row("original", 0) or {}
+        accuracy = row.get("retained_accuracy")
+        original = f" and {accuracy:.1f} % on the original's images" if accuracy else ""
+        name = self.dataset.classes[self.forgotten]
+        return (
+            f"A class-conditional DDPM trained on {self.config.dataset} had to forget "
+            f"the class {name}. Every method starts from the same original and is "
+            "compared with Retrain, which never saw the class. A held-out classifier "
+            "judges what is "
+            f"drawn: {self.classifier.test_accuracy:.1f} % right on real test images"
+            f"{original} of the other classes."
+        )
+
 
 SHOWN, ROUNDS = 6, 4
 Build = Callable[[Recipe, Losses, optax.GradientTransformation], methods.Method]
@@ -506,86 +563,6 @@ NOTES: Mapping[str, MethodNote] = {
         "Answers the class as the original, guided away from it, would.",
     ),
 }
-
-
-def summarise(store: Store) -> summary.Summary:
-    """Means and intervals of the rows so far."""
-    labels = {name: note.label for name, note in NOTES.items()}
-    return summary.summarise(store.rows, COLUMNS, gap=GAP, labels=labels)
-
-
-def write_report(config: Config, task: Generation, store: Store) -> None:
-    """Tables, image grids and the page."""
-    estimates = summarise(store)
-    labels = estimates.method_labels
-    images, losses = {}, {}
-    for row in store.rows:
-        if row["status"] != "ok":
-            continue
-        name, seed = row["method"], row["seed"]
-        record = store.record(name, seed)
-        images.setdefault(name, record["images"])
-        if "loss" in record:
-            epochs = np.arange(1, len(record["loss"]) + 1)
-            losses[name, seed] = {"epoch": epochs, **record}
-    classes = task.dataset.classes
-    shown = (
-        report.Figure(
-            "samples",
-            "What each model draws",
-            f"A column a class; the framed one ({classes[task.forgotten]}) had to be "
-            "forgotten. All models start from the same noise. First seed.",
-            lambda: figures.image_grids(images, labels, classes, task.forgotten),
-        ),
-        report.Figure(
-            "metrics",
-            "UA, retained accuracy and Fréchet distance against Retrain",
-            "Retrain never saw the class; it still draws something for it.",
-            lambda: figures.metric_comparison(estimates),
-        ),
-        report.Figure(
-            "distance",
-            "Distance to Retrain on the other classes",
-            "Fréchet distance to what Retrain draws. Below the noise floor, the "
-            "distance between two Retrains, differences mean nothing.",
-            lambda: figures.gap_chart(estimates),
-        ),
-        report.Figure(
-            "loss",
-            "Loss by epoch",
-            "Objectives differ between methods.",
-            lambda: figures.curves(
-                losses, labels, series=("loss",), label="Loss", share_y=False
-            ),
-        ),
-    )
-    path = store.checkpoint_path("salun", 0).absolute()
-    report.write(
-        config.folder,
-        store.results,
-        COLUMNS,
-        title=f"Forgetting in a diffusion model: {config.task}",
-        description=describe(config, task, store),
-        figures=shown,
-        methods=NOTES,
-        loading=LOADING.format(path=path),
-        gap=GAP,
-    )
-
-
-def describe(config: Config, task: Generation, store: Store) -> str:
-    """What was forgotten and who judged, in a few sentences."""
-    row = store.row("original", 0) or {}
-    accuracy = row.get("retained_accuracy")
-    original = f" and {accuracy:.1f} % on the original's images" if accuracy else ""
-    name = task.dataset.classes[task.forgotten]
-    return (
-        f"A class-conditional DDPM trained on {config.dataset} had to forget the class "
-        f"{name}. Every method starts from the same original and is compared with "
-        "Retrain, which never saw the class. A held-out classifier judges what is "
-        f"drawn: {task.classifier.test_accuracy:.1f} % right on real test images"
-        f"{original} of the other classes."
-    )
 
 
 if __name__ == "__main__":

@@ -16,7 +16,16 @@ from absl.testing import absltest, parameterized
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from experiments import bench, classification, cli, data, recipes, store, tables
+from experiments import (
+    bench,
+    classification,
+    cli,
+    data,
+    recipes,
+    store,
+    summary,
+    tables,
+)
 from experiments.models import build
 
 FLAGS = (
@@ -60,7 +69,7 @@ class CommandLineTest(parameterized.TestCase):
             contextlib.redirect_stdout(out),
             contextlib.redirect_stderr(err),
             mock.patch.object(bench.Bench, "run"),
-            mock.patch.object(classification, "write_report"),
+            mock.patch.object(bench.report, "write"),
         ):
             try:
                 code = classification.main(arguments)
@@ -219,8 +228,8 @@ class StudyFolderTest(parameterized.TestCase):
             try:
                 with store.Store(pathlib.Path(folder), {"seeds": 1}) as kept:
                     kept.row("retrain", 0)
-                    summary = classification.summarise(kept)
-                    tables.rich_table(summary, pending=("retrain", "salun"))
+                    means = summary.summarise(kept.rows, classification.COLUMNS)
+                    tables.rich_table(means, pending=("retrain", "salun"))
             except store.StoreError as error:
                 self.assertLessEqual(len(str(error).splitlines()), 2)
                 self.assertEqual(path.read_bytes(), content)

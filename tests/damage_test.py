@@ -14,7 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl.testing import absltest, parameterized
 
-from experiments import classification, report, store, study
+from experiments import bench, classification, report, store, study
 
 FLAGS = (
     *("--model", "tests.kill_test:Tiny", "--train.epochs", "1"),
@@ -72,7 +72,7 @@ class DamageTest(parameterized.TestCase):
 
     def assert_whole(self):
         """The study is as if nothing had happened to it."""
-        with mock.patch.object(classification, "write_report"):
+        with mock.patch.object(bench.report, "write"):
             code, _, err = run(self.out)
         self.assertEqual(code, 0, err)
         self.assertCountEqual(timeless(self.rows()), timeless(rows_of(self.whole)))

@@ -165,7 +165,7 @@ class TaskTest(parameterized.TestCase):
             mock.patch.object(diffusion.generation, "Classifier") as classifier,
         ):
             classifier.return_value.see.return_value = (None, None)
-            cls.task = diffusion.Generation(cls.config, dataset, split, Cache(None))
+            cls.task = diffusion.Generation(cls.config, dataset, split)
         cls.params, _ = cls.task.init(KEY)
         [batch, *_] = cls.task.forget_batches(30)
         half = jnp.arange(30) % 2 == 0
