@@ -262,6 +262,8 @@ _RANGES = {
     "threshold_fall": _FINITE,
     "forget_weight": _FINITE,
     "forget_decay": _FINITE,
+    "strength": _FINITE,
+    "correction": _FINITE,
     "stages": _COUNT,
 }
 
