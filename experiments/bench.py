@@ -8,10 +8,12 @@ what is trained once and used again, and what becomes of a run that diverges.
 import copy
 import dataclasses
 import hashlib
+import pathlib
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, Self
 
+import jax
 import numpy as np
 import rich.console
 import rich.table
@@ -74,7 +76,7 @@ class Task(Protocol):
         """New parameters and model state."""
         ...
 
-    def forget_batches(self, batch_size: int) -> list[Any]:
+    def forget_batches(self, batch_size: int, seed: int) -> list[Any]:
         """The forget set with true labels, for a method's ``init``."""
         ...
 
@@ -119,8 +121,12 @@ def run_study(
       numbers: recipe of every method, and of training under ``"training"``.
       names: of the methods to run.
     """
+    given = None
+    if config.checkpoint is not None:
+        given = load_original(config.checkpoint, task.init)
     settings = cli.plain(config) | {
         "command": ["python", "-m", script, *sys.argv[1:]],
+        "input": inputs(task, given),
         "recipes": {name: dataclasses.asdict(r) for name, r in numbers.items()},
     }
     labels = {name: note.label for name, note in task.notes.items()}
@@ -134,7 +140,7 @@ def run_study(
         def table() -> rich.table.Table:
             return tables.rich_table(estimates(), pending=(*BASELINES, *names))
 
-        Bench(task, numbers, store, Cache(config.cache), config).run_all(names, table)
+        Bench(task, numbers, store, config, given).run_all(names, table)
         report.write(
             config.folder,
             store.results,
@@ -150,6 +156,24 @@ def run_study(
         print(f"Report: {config.folder / 'report.html'}")
 
 
+def example_checkpoint(store: Store) -> pathlib.Path:
+    """Where an unlearned model lies, for the lines that load one."""
+    done = [row for row in store.rows if row["status"] == "ok"]
+    best = [row for row in done if row["method"] not in BASELINES] or done
+    row = best[0] if best else {"method": REFERENCE, "seed": 0}
+    return store.checkpoint_path(row["method"], row["seed"]).absolute()
+
+
+def inputs(task: Task, given: Any = None) -> dict[str, Any]:
+    """What a study's rows depend on besides its flags: data, sets, a given model."""
+    parts = {
+        "forget": np.concatenate(task.feed.forget),
+        "retain": task.feed.retain,
+        "original": [np.ravel(leaf) for leaf in jax.tree.leaves(given)],
+    }
+    return {**task.identity, **{name: _digest(part) for name, part in parts.items()}}
+
+
 class Bench:
     """A task with the numbers to run it by, and what of it is finished.
 
@@ -157,8 +181,9 @@ class Bench:
       task: the kind of experiment.
       numbers: recipe of every method, and of training under ``"training"``.
       store: keeps the rows.
-      cache: keeps trained baselines for other studies.
-      config: how often to keep progress, how many trainings, a given original.
+      config: how often to keep progress, where trained baselines are kept for other
+        studies, and how many trainings there are.
+      given: a trained original, in place of one to train.
     """
 
     def __init__(
@@ -166,14 +191,11 @@ class Bench:
         task: Task,
         numbers: Mapping[str, Any],
         store: Store,
-        cache: Cache,
         config: cli.StudyConfig,
+        given: dict[str, Any] | None = None,
     ):
         self.task, self.numbers, self.store = task, dict(numbers), store
-        self.cache, self.config = cache, config
-        self.given = None
-        if config.checkpoint is not None:
-            self.given = load_original(config.checkpoint, task.init)
+        self.config, self.given, self._cache = config, given, Cache(config.cache)
         self._originals: dict[int, Any] = {}
         self._methods: dict[str, methods.Method] = {}
 
@@ -253,7 +275,7 @@ class Bench:
                 feed = dataclasses.replace(feed, forget=stages)
 
             def start():
-                batches = self.task.forget_batches(batch_size)
+                batches = self.task.forget_batches(batch_size, seed)
                 return method.init(original["params"], original["model_state"], batches)
 
         return study.Run(name, seed, method, start, feed, batch_size)
@@ -263,33 +285,46 @@ class Bench:
         if name == ORIGINAL and self.given is not None:
             display.advance(self.steps(name))
             return study.Result(**self.given)
-        if name not in BASELINES:
-            return self._execute(name, seed, display)
-        seed %= self.config.trainings or seed + 1
-        retain = self._feed(name, self._method(name).data_use).retain
-        identity = {
-            "task": self.task.identity,
-            "name": name,
-            "seed": seed,
-            "recipe": dataclasses.asdict(self.numbers["training"]),
-            "retain": hashlib.sha256(retain.data).hexdigest(),
-        }
-        result = self.cache.load(identity)
-        if result is not None:
-            display.advance(self.steps(name))
-            return result
-        result = self._execute(name, seed, display)
-        self.cache.save(identity, result)
+        drawn_from = seed
+        if name in BASELINES:
+            drawn_from %= self.config.trainings or seed + 1
+        run = dataclasses.replace(
+            self.prepare(name, drawn_from), seed=seed, drawn_from=drawn_from
+        )
+        identity = self._identity(run) if name in BASELINES else None
+        if identity is not None:
+            result = self._cache.load(identity)
+            if result is not None:
+                display.advance(run.steps)
+                return result
+        result = study.execute(
+            run, self.store, display, self.task.curve, self.config.keep_every
+        )
+        if identity is not None:
+            self._cache.save(identity, result)
         return result
 
-    def _execute(self, name: str, seed: int, display: Display) -> study.Result:
-        return study.execute(
-            self.prepare(name, seed),
-            self.store,
-            display,
-            self.task.curve,
-            self.config.keep_every,
-        )
+    def _identity(self, run: study.Run) -> dict[str, Any]:
+        """All that decides what a training ends with."""
+
+        def step(state, key):
+            index = np.zeros(run.batch_size, int)
+            labels = run.feed.examples["label"]
+            weights = np.ones(run.batch_size, np.float32)
+            batch = loop.take(run.feed, labels, index, weights)
+            return run.method.step(state, batch, key=key)
+
+        # The program of a step knows the model, the loss and the optimiser.
+        key = jax.random.key(0)
+        program = jax.jit(step).lower(jax.eval_shape(run.start), key).as_text()
+        return {
+            "task": self.task.identity,
+            "name": run.name,
+            "seed": run.drawn_from,
+            "recipe": dataclasses.asdict(self.numbers["training"]),
+            "retain": _digest(run.feed.retain),
+            "step": hashlib.sha256(program.encode()).hexdigest(),
+        }
 
     def _recipe(self, name: str) -> Any:
         """The numbers of a method or of a baseline's training."""
@@ -351,3 +386,11 @@ class Bench:
             if row.get(column.key) is not None
         ]
         return f"{start} {', '.join(numbers)}"
+
+
+def _digest(arrays: Any) -> str:
+    """Tells arrays from others, in 16 digits; empty for none."""
+    digest = hashlib.sha256()
+    for array in arrays if isinstance(arrays, list) else [arrays]:
+        digest.update(np.ascontiguousarray(array).view(np.uint8).data)
+    return digest.hexdigest()[:16]

@@ -10,6 +10,7 @@ import json
 import os
 import pathlib
 import shutil
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +19,8 @@ import numpy as np
 from experiments.files import to_json, write_atomically
 from experiments.store import describe_environment, load_checkpoint, save_checkpoint
 from experiments.study import Result
+
+VERSIONS = ("python", "mujax", "jax", "jaxlib", "flax", "optax", "numpy", "device")
 
 
 class Cache:
@@ -30,7 +33,7 @@ class Cache:
     def __init__(self, folder: pathlib.Path | None):
         self._folder = folder
         environment = describe_environment()
-        self._environment = {k: environment[k] for k in ("jax", "jaxlib", "device")}
+        self._environment = {k: environment.get(k) for k in VERSIONS}
 
     def load(self, identity: Mapping[str, Any]) -> Result | None:
         """The model of this identity, if it was kept and can be read."""
@@ -46,7 +49,10 @@ class Cache:
             return None
 
     def save(self, identity: Mapping[str, Any], result: Result) -> None:
-        """Keeps a model; the notes are written last and make it valid."""
+        """Keeps a model; the notes are written last and make it valid.
+
+        A disk that is full or not to be written to fails no study: it says so.
+        """
         if self._folder is None:
             return
         path = self._path(identity)
@@ -62,6 +68,8 @@ class Cache:
             write_atomically(aside / "notes.json", to_json(notes).encode())
             shutil.rmtree(path, ignore_errors=True)
             aside.replace(path)
+        except OSError as error:
+            print(f"The trained model is not kept in --cache: {error}", file=sys.stderr)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
 

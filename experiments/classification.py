@@ -104,6 +104,8 @@ class Config(cli.StudyConfig):
     """Indices scenario: text file with one training index a line."""
     model: str = "small_cnn"
     """Model: small_cnn, resnet18, resnet20, vgg16_bn, vit_tiny, or module:factory."""
+    recipes: pathlib.Path | None = None
+    """JSON file of searched recipes; by default that of the task, if there is one."""
     width: int | None = None
     """Width of the model (channels of its first layer); None takes the model's own."""
     pixels: data.Pixels = "standardised"
@@ -198,7 +200,6 @@ class Classification:
             "model": config.model,
             **options,
             "dataset": dataset.fingerprint,
-            "augment": dataset.augment,
         }
         self.losses = evaluation.cross_entropy_losses(self.model, dataset)
         images, labels = dataset.train_images, dataset.train_labels
@@ -231,8 +232,9 @@ class Classification:
         make = (recipes.METHODS | recipes.BASELINES)[name]
         return make(recipe, self.losses, steps)
 
-    def forget_batches(self, batch_size: int) -> list[Any]:
+    def forget_batches(self, batch_size: int, seed: int = 0) -> list[Any]:
         """The forget set with true labels, in order."""
+        del seed
         return loop.in_order(self.feed, self.split.forget, batch_size)
 
     def stages(
@@ -320,7 +322,7 @@ class Classification:
                 lambda: figures.curves(curves, labels),
             ),
         )
-        path = store.checkpoint_path("salun", 0).absolute()
+        path = bench.example_checkpoint(store)
         return Page(
             f"Unlearning {self.config.task}",
             describe(self.config),

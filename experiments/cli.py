@@ -52,7 +52,7 @@ class StudyConfig:
     dataset: str = "digits"
     """Data: digits, fashion_mnist, cifar10, cifar100, svhn, or npz:PATH."""
     augment: bool | None = None
-    """Crop (and mirror) training images at random; None where the data allow it."""
+    """Crop and mirror training images at random; None where the data allow it."""
     memory: float = 4.0
     """Gigabytes of training images that may lie on the device; more are streamed."""
     checkpoint: pathlib.Path | None = None
@@ -63,8 +63,6 @@ class StudyConfig:
     """Number of seeds, from 0."""
     trainings: int = 0
     """Trainings of the original and of each Retrain; 0 redoes them for every seed."""
-    recipes: pathlib.Path | None = None
-    """JSON file of searched recipes; by default that of the task, if there is one."""
     out: pathlib.Path | None = None
     """Folder for the results; by default results/TASK."""
     cache: pathlib.Path | None = pathlib.Path("results/cache")
@@ -260,7 +258,7 @@ _RANGES = {
     "rank": _NOT_NEGATIVE,
     "threshold": _FINITE,
     "threshold_fall": _FINITE,
-    "forget_weight": _FINITE,
+    "forget_weight": _NOT_NEGATIVE,
     "forget_decay": _FINITE,
     "strength": _FINITE,
     "correction": _FINITE,

@@ -28,11 +28,18 @@ class Classifier:
 
     Args:
       dataset: the real images.
+      examples: its training images and labels, on the device where they fit.
       cache: where it is kept for the next study.
       batch_size: images a step when it judges.
     """
 
-    def __init__(self, dataset: Dataset, cache: Cache, batch_size: int = 256):
+    def __init__(
+        self,
+        dataset: Dataset,
+        examples: loop.Examples,
+        cache: Cache,
+        batch_size: int = 256,
+    ):
         self.batch_size = batch_size
         self._model = build("small_cnn", dataset.num_classes, dataset.input_shape)
         recipe = recipes.TRAINING.get(dataset.name, recipes.TRAINING["fashion_mnist"])
@@ -43,7 +50,7 @@ class Classifier:
         }
         kept = cache.load(identity)
         if kept is None:
-            kept = self._train(dataset, recipe)
+            kept = self._train(dataset, examples, recipe)
             cache.save(identity, kept)
         params, model_state = kept.params, kept.model_state
         size = params["dense"]["kernel"].shape[0]
@@ -62,22 +69,25 @@ class Classifier:
         classes, _ = self.see(dataset.test_images)
         self.test_accuracy = 100 * float(np.mean(classes == dataset.test_labels))
 
-    def see(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Classes (N,) and features (N, D) of uint8 images."""
+    def see(
+        self, images: np.ndarray, indices: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Classes (N,) and features (N, D) of uint8 images, or of some of them."""
+        indices = np.arange(len(images)) if indices is None else indices
         classes, features = [], []
-        for start in range(0, len(images), self.batch_size):
-            chunk = images[start : start + self.batch_size]
-            padded = np.resize(chunk, (self.batch_size, *chunk.shape[1:]))
-            found = self._see(padded)
+        for start in range(0, len(indices), self.batch_size):
+            chunk = indices[start : start + self.batch_size]
+            found = self._see(images[np.resize(chunk, self.batch_size)])
             classes.append(np.asarray(found[0])[: len(chunk)])
             features.append(np.asarray(found[1])[: len(chunk)])
         return np.concatenate(classes), np.concatenate(features)
 
-    def _train(self, dataset: Dataset, recipe: recipes.Recipe) -> study.Result:
+    def _train(
+        self, dataset: Dataset, examples: loop.Examples, recipe: recipes.Recipe
+    ) -> study.Result:
         everything = np.arange(len(dataset.train_labels))
-        examples = {"image": dataset.train_images, "label": dataset.train_labels}
         feed = loop.Feed(
-            {name: jnp.asarray(array) for name, array in examples.items()},
+            examples,
             dataset.num_classes,
             forget=(everything[:1],),
             retain=everything,

@@ -297,6 +297,8 @@ def save_checkpoint(path: pathlib.Path, tree: Any) -> None:
       OSError: it cannot be written.
     """
     # Asked first: on a full disk Orbax prints pages from its threads.
+    # On the host: an array that names its device is not read back where it is absent.
+    tree = jax.device_get(tree)
     leaves = jax.tree.leaves(tree)
     needed = sum(leaf.nbytes for leaf in leaves) + _OVERHEAD * (len(leaves) + 1)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -412,7 +414,7 @@ def _kinds(tree: Any) -> dict[str, str]:
     """Dtype and shape of each leaf, by its path."""
     return {
         jax.tree_util.keystr(path, simple=True, separator="."): (
-            f"{leaf.dtype} {tuple(leaf.shape)}"
+            f"{getattr(leaf, 'dtype', type(leaf).__name__)} {np.shape(leaf)}"
         )
         for path, leaf in jax.tree.leaves_with_path(tree)
     }

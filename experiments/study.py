@@ -30,6 +30,7 @@ class Run:
     Attributes:
       name: of the method, as in the rows.
       seed: of the study.
+      drawn_from: seed of its randomness, where one training serves several seeds.
       method: what to run.
       start: makes the state to begin with; its time counts as the method's.
       feed: the examples.
@@ -42,6 +43,7 @@ class Run:
     start: Callable[[], methods.State]
     feed: loop.Feed
     batch_size: int
+    drawn_from: int | None = None
 
     @property
     def steps(self) -> int:
@@ -97,7 +99,7 @@ def execute(
     """
     display.running(f"{run.name}, seed {run.seed}")
     watch, curves, epoch = Stopwatch(), [], 0
-    kept = store.load_progress(run.name, run.seed, lambda: jax.eval_shape(run.start))
+    kept = store.load_progress(run.name, run.seed, run.start)
     if kept is None or not _complete(kept[1]):
         watch.start()
         state = jax.block_until_ready(run.start())
@@ -127,7 +129,7 @@ def execute(
         state,
         run.feed,
         batch_size=run.batch_size,
-        seed=run_seed(run.name, run.seed),
+        seed=run_seed(run.name, run.seed if run.drawn_from is None else run.drawn_from),
         start_epoch=epoch,
         on_epoch=on_epoch,
     )

@@ -22,8 +22,7 @@ import numpy as np
 import optuna
 
 from experiments import classification, cli, data, evaluation, loop, recipes, study
-from experiments.bench import BASELINES, Bench
-from experiments.cache import Cache
+from experiments.bench import BASELINES, Bench, inputs
 from experiments.files import to_json, write_atomically
 from experiments.progress import Display
 from experiments.store import Store
@@ -128,6 +127,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def search(config: Config) -> None:
     """Searches what has no recipe of this many trials yet."""
     chosen = cli.choose(config.methods, recipes.METHODS)
+    if config.trials < 1:
+        raise cli.ConfigError(f"--trials {config.trials}: give at least 1.")
+    if config.checkpoint is not None or config.trainings:
+        raise cli.ConfigError(
+            "--checkpoint and --trainings: a search trains originals of its own, which "
+            "have not seen its validation images."
+        )
     if config.scenario == "indices":
         raise cli.ConfigError(
             "--scenario indices: its indices mean other images once a validation set "
@@ -147,9 +153,10 @@ def search(config: Config) -> None:
     numbers = classification.resolve_recipes(dataclasses.replace(config, recipes=None))
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     seeds = list(range(FIRST_SEED, FIRST_SEED + config.seeds + config.final_seeds))
-    extendable = (*cli.EXTENDABLE, "trials", "finalists", "final_seeds")
-    with Store(config.folder, cli.plain(config), extendable) as store:
-        bench = Bench(task, numbers, store, Cache(config.cache), config)
+    extendable = {*cli.EXTENDABLE, "trials", "finalists", "final_seeds"} - {"seeds"}
+    settings = cli.plain(config) | {"input": inputs(task)}
+    with Store(config.folder, settings, tuple(extendable)) as store:
+        bench = Bench(task, numbers, store, config)
         benches = {
             seed: bench.with_task(task.with_split(_split(config, dataset, seed)))
             for seed in seeds
@@ -159,6 +166,11 @@ def search(config: Config) -> None:
                 for name in BASELINES:
                     if store.row(name, seed) is None:
                         benches[seed].run(name, seed, display)
+        if lost := [row["method"] for row in store.rows if row["status"] != "ok"]:
+            raise cli.ConfigError(
+                f"{lost[0]} diverged: give a smaller --train.learning-rate, and "
+                "another --out."
+            )
         for name in chosen:
             storage = f"sqlite:///{config.folder / 'trials.db'}"
             log = optuna.create_study(
@@ -167,7 +179,7 @@ def search(config: Config) -> None:
                 sampler=optuna.samplers.TPESampler(seed=0),
                 load_if_exists=True,
             )
-            missing = config.trials - len(log.trials)
+            missing = config.trials - len(_finished(log))
             if missing > 0:
                 log.optimize(
                     _objective(name, benches, seeds[: config.seeds], config),
@@ -176,7 +188,7 @@ def search(config: Config) -> None:
                 )
             further = seeds[config.seeds :] or seeds
             best, gap = _decide(name, benches, further, log, config.finalists)
-            _keep(path, name, best, gap, len(log.trials))
+            _keep(path, name, best, gap, len(_finished(log)))
             print(f"{name}: gap {gap:.2f} with {best.params}", flush=True)
 
 
@@ -208,8 +220,9 @@ def _decide(
     finalists: int,
 ) -> tuple[FrozenTrial, float]:
     """The trial that is best on further seeds, of those that were best so far."""
-    finished = log.get_trials(states=[optuna.trial.TrialState.COMPLETE])
-    ranked = sorted(finished, key=lambda trial: trial.value or 0.0)[: max(finalists, 1)]
+    ranked = sorted(_finished(log), key=lambda trial: trial.value or 0.0)[
+        : max(finalists, 1)
+    ]
     gaps = []
     for trial in ranked:
         note = f"gap of trial {trial.number} on seeds {seeds[0]} to {seeds[-1]}"
@@ -218,6 +231,11 @@ def _decide(
             log.set_user_attr(note, _mean_gap(name, benches, seeds, recipe))
         gaps.append(log.user_attrs[note])
     return ranked[int(np.argmin(gaps))], min(gaps)
+
+
+def _finished(log: optuna.Study) -> list[FrozenTrial]:
+    """Trials that were not cut off."""
+    return log.get_trials(states=[optuna.trial.TrialState.COMPLETE])
 
 
 def _mean_gap(
@@ -236,8 +254,8 @@ def _mean_gap(
 
 def _gap(bench, name: str, seed: int, reference: dict[str, Any]) -> float:
     """Gap of one run, without keeping anything of it."""
-    run = bench.prepare(name, seed)
     try:
+        run = bench.prepare(name, seed)
         state = loop.run(
             run.method,
             run.start(),

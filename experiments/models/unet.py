@@ -340,9 +340,9 @@ def _check(height, columns, levels, width, attention) -> None:
     if height % factor or columns % factor:
         raise ModelError(
             f"Got images of {height}×{columns} for {levels} levels, wanted multiples "
-            f"of {factor}; give fewer multipliers or pad the images."
+            f"of {factor}; pad the images, or give the U-Net fewer multipliers."
         )
-    if width % 4:
+    if width < 4 or width % 4:
         raise ModelError(f"Got width {width}; give a multiple of 4.")
     sizes = [height >> level for level in range(levels)]
     if not set(attention) <= set(sizes):
