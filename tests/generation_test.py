@@ -172,7 +172,7 @@ class TaskTest(parameterized.TestCase):
         }
 
     def test_relabelled_examples_alone_have_another_target(self):
-        losses = self.task.losses(diffusion.Recipe(forget_weight=3.0))
+        losses = self.task.losses(forget_weight=3.0)
         own = self.batch | {"label": self.batch["true_label"]}
         noise, _ = losses.noise(self.params, (), own, KEY)
         unchanged, _ = losses.relabelled(self.params, (), own, KEY)
@@ -181,7 +181,7 @@ class TaskTest(parameterized.TestCase):
         self.assertNotAlmostEqual(float(changed), float(noise), places=3)
 
     def test_noise_without_a_key_comes_from_the_indices(self):
-        guided = self.task.losses(diffusion.Recipe()).guided
+        guided = self.task.losses().guided
         loss, again, other = (
             float(guided(self.params, (), self.batch | {"index": index}, None)[0])
             for index in (self.batch["index"], self.batch["index"], np.arange(7, 37))
