@@ -140,7 +140,7 @@ class Config(cli.StudyConfig):
     """Channels of the U-Net's first level; None takes the data set's own."""
     guidance: float = 2.0
     """Strength of classifier-free guidance when drawing."""
-    sampling_steps: int = 15
+    sampling_steps: int = 12
     """DDIM steps of a drawing."""
     samples: int = 30
     """Images drawn of each remaining class."""
@@ -398,7 +398,7 @@ class Generation:
             LOADING.format(path=path),
         )
 
-    @functools.lru_cache(maxsize=16)  # noqa: B019: one task a process
+    @functools.lru_cache(maxsize=16)  # noqa: B019 (one task a process)
     def losses(self, forget_weight: float = 1.0, strength: float = 1.0) -> Losses:
         """The U-Net's losses; a key that is None is drawn from the batch's indices.
 
@@ -588,22 +588,23 @@ METHODS: dict[str, Build] = {
 }
 
 TRAINING: Mapping[str, Recipe] = {
-    "digits": Recipe(learning_rate=2e-3, epochs=40, batch_size=64, cosine=True),
+    "digits": Recipe(learning_rate=2e-3, epochs=50, batch_size=64, cosine=True),
     "fashion_mnist": Recipe(learning_rate=1e-3, epochs=10, batch_size=64, cosine=True),
     "cifar10": Recipe(learning_rate=2e-4, epochs=500, batch_size=128),
 }
 """Recipe of the original model and of Retrain, by data set."""
 
-_RELABELLING = Recipe(learning_rate=2e-3, epochs=4)
+_RELABELLING = Recipe(learning_rate=2e-3, epochs=3)
 RECIPES: Mapping[str, Recipe] = {
     "gradient_ascent": Recipe(learning_rate=4e-4, epochs=4),
+    "finetune": Recipe(epochs=3),
     "random_label": _RELABELLING,
     "salun": _RELABELLING,
     "random_mask": _RELABELLING,
     "semu": Recipe(learning_rate=8e-4, epochs=8, energy=0.8),
-    "semu_retain": Recipe(learning_rate=3e-3, epochs=5, energy=0.8),
-    "esd": Recipe(learning_rate=3e-4, epochs=8),
-    "ufg": Recipe(epochs=4, correction=0.3),
+    "semu_retain": Recipe(learning_rate=3e-3, epochs=4, energy=0.8),
+    "esd": Recipe(learning_rate=3e-4, epochs=6),
+    "ufg": Recipe(epochs=3, correction=0.3),
 }
 """Recipes of the methods where they are not the defaults; chosen by hand on seed 0."""
 
