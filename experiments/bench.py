@@ -72,6 +72,10 @@ class Task(Protocol):
         """A method, or the training of a baseline; ``steps`` are those of an epoch."""
         ...
 
+    def for_seed(self, seed: int) -> Self:
+        """The task of one seed, which may have a forget set of its own."""
+        ...
+
     def init(self, key: Any) -> tuple[Any, Any]:
         """New parameters and model state."""
         ...
@@ -215,7 +219,7 @@ class Bench:
         ]
         with Display(sum(self.steps(name) for name, _ in runs), table) as display:
             for name, seed in runs:
-                self.run(name, seed, display)
+                self.with_task(self.task.for_seed(seed)).run(name, seed, display)
 
     def run(self, name: str, seed: int, display: Display) -> None:
         """Trains or unlearns, measures, and keeps the row."""

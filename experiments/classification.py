@@ -97,7 +97,7 @@ class Config(cli.StudyConfig):
     forget_fraction: float = 0.1
     """Random scenario: share of the training images to forget, between 0 and 1."""
     forget_seed: int = 0
-    """Random scenario: which images are drawn; the same for every training seed."""
+    """Random scenario: which images are drawn; seed s draws with this number + s."""
     forget_class: str = "0"
     """Class scenario: name or number of the class to forget."""
     forget_indices: pathlib.Path | None = None
@@ -217,10 +217,13 @@ class Classification:
             self._examples, classes, (self.split.forget,), self.split.retain
         )
 
-    def with_split(self, split: data.Split) -> Self:
-        """The same task with another forget set; nothing compiles anew."""
+    def for_seed(self, seed: int) -> Self:
+        """The task with the seed's own random forget set; nothing compiles anew."""
+        own = dataclasses.replace(
+            self.config, forget_seed=self.config.forget_seed + seed
+        )
         other = copy.copy(self)
-        other.split = split
+        other.split = make_split(own, self._evaluator.dataset)
         return other
 
     def init(self, key: Any) -> tuple[Any, Any]:

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -272,6 +272,11 @@ class Generation:
     def notes(self) -> Mapping[str, MethodNote]:
         """Label, paper and a line on each method."""
         return NOTES
+
+    def for_seed(self, seed: int) -> Self:
+        """All seeds forget the same class."""
+        del seed
+        return self
 
     def init(self, key: Any) -> tuple[Any, Any]:
         """New parameters and (empty) model state."""

@@ -148,7 +148,7 @@ def search(config: Config) -> None:
     dataset = data.validation_split(
         classification.load_data(config), config.validation_fraction, FIRST_SEED
     )
-    split = _split(config, dataset, FIRST_SEED)
+    split = classification.make_split(config, dataset)
     task = classification.Classification(config, dataset, split)
     numbers = classification.resolve_recipes(dataclasses.replace(config, recipes=None))
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -157,10 +157,7 @@ def search(config: Config) -> None:
     settings = cli.plain(config) | {"input": inputs(task)}
     with Store(config.folder, settings, tuple(extendable)) as store:
         bench = Bench(task, numbers, store, config)
-        benches = {
-            seed: bench.with_task(task.with_split(_split(config, dataset, seed)))
-            for seed in seeds
-        }
+        benches = {seed: bench.with_task(task.for_seed(seed)) for seed in seeds}
         with Display(1, lambda: "") as display:
             for seed in seeds:
                 for name in BASELINES:
@@ -190,12 +187,6 @@ def search(config: Config) -> None:
             best, gap = _decide(name, benches, further, log, config.finalists)
             _keep(path, name, best, gap, len(_finished(log)))
             print(f"{name}: gap {gap:.2f} with {best.params}", flush=True)
-
-
-def _split(config: Config, dataset: data.Dataset, seed: int) -> data.Split:
-    """A forget set of the seed's own, so that no recipe suits one set alone."""
-    own = dataclasses.replace(config, forget_seed=config.forget_seed + seed)
-    return classification.make_split(own, dataset)
 
 
 def _objective(

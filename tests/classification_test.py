@@ -139,7 +139,8 @@ class MainJobTest(parameterized.TestCase):
         self.assertIn("diverged", (self.out / "table.md").read_text())
 
     def test_trained_baselines_are_not_trained_again_by_another_study(self):
-        flags = self.flags("--methods", "finetune")
+        forget = ("--scenario", "class", "--forget-class")
+        flags = self.flags("--methods", "finetune", *forget, "3")
         code, _, err = run(*flags, "--seeds", "2", "--trainings", "1")
         self.assertEqual(code, 0, err)
         before, self.out = self.rows(), self.folder / "again"
@@ -153,16 +154,15 @@ class MainJobTest(parameterized.TestCase):
 
         real = study.execute
         with mock.patch.object(study, "execute", execute):
-            code, _, err = run(*self.flags("--methods", "gradient_ascent"))
+            flags = self.flags("--methods", "gradient_ascent", *forget, "3")
+            code, _, err = run(*flags)
             self.assertEqual(code, 0, err)
             self.assertEqual(trained, ["gradient_ascent"])
             for name in ("original", "retrain", "retrain_again"):
                 self.assertEqual(self.rows()[name, 0], before[name, 0])
             # Another forget set asks for other Retrains, and for the same original.
             self.out = self.folder / "other"
-            code, _, err = run(
-                *flags[:-2], "--out", str(self.out), "--forget-seed", "1"
-            )
+            code, _, err = run(*self.flags("--methods", "finetune", *forget, "4"))
             self.assertEqual(code, 0, err)
         self.assertEqual(trained[1:3], ["retrain", "retrain_again"])
         self.assertNotIn("original", trained)
@@ -224,6 +224,17 @@ class MainJobTest(parameterized.TestCase):
             losses[augment] = float(loss)
         self.assertEqual(losses[None], losses[False])  # npz data say nothing
         self.assertNotEqual(losses[None], losses[True])
+
+    def test_each_seed_forgets_a_random_set_of_its_own(self):
+        config = classification.Config(forget_seed=7)
+        dataset = data.load("digits")
+        split = classification.make_split(config, dataset)
+        task = classification.Classification(config, dataset, split)
+        for seed in (0, 1):
+            own = task.for_seed(seed)
+            wanted = data.random_split(dataset, 0.1, 7 + seed)
+            np.testing.assert_array_equal(own.split.forget, wanted.forget)
+            np.testing.assert_array_equal(own.feed.retain, wanted.retain)
 
     def test_forgets_the_indices_in_a_file(self):
         path = self.folder / "forget.txt"

@@ -12,10 +12,12 @@ from unittest import mock
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import pytest
 from absl.testing import absltest, parameterized
 
 from experiments import bench, classification, report, store, study
 
+pytestmark = pytest.mark.slow
 FLAGS = (
     *("--model", "tests.kill_test:Tiny", "--train.epochs", "1"),
     *("--recipe.epochs", "1", "--seeds", "1", "--cache", "None"),

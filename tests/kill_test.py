@@ -17,12 +17,14 @@ from unittest import mock
 
 import jax
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 from flax import linen
 
 from experiments import classification, loop, study
 from experiments.store import load_checkpoint, save_checkpoint
 
+pytestmark = pytest.mark.slow
 ROOT = pathlib.Path(__file__).parents[1]
 # Runs in their order, and how many epochs each has: SalUn has a mask, SEMU bases, and
 # CUFG stages to come back to.

@@ -10,11 +10,13 @@ import time
 
 import jax
 import numpy as np
+import pytest
 from absl.testing import absltest
 from flax import linen
 
 from experiments import classification
 
+pytestmark = pytest.mark.slow
 ROOT = pathlib.Path(__file__).parents[1]
 COUNT, SIZE = 2048, 128  # 100 MB of images, ten times the budget below
 
