@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+import pytest
 from absl.testing import absltest, parameterized
 
 from experiments import classification, data, recipes, study
@@ -48,6 +49,7 @@ def run(*arguments: str) -> tuple[int, str, str]:
     return int(code or 0), out.getvalue(), err.getvalue()
 
 
+@pytest.mark.slow
 class MainJobTest(parameterized.TestCase):
     def setUp(self):
         super().setUp()

@@ -12,6 +12,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
@@ -229,6 +230,7 @@ class TaskTest(parameterized.TestCase):
             self.assertEqual(exported(state, batch).platforms, (platform,))
 
 
+@pytest.mark.slow
 class StudyTest(parameterized.TestCase):
     def setUp(self):
         super().setUp()

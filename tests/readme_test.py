@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from absl.testing import absltest
 from flax import nnx
 
@@ -45,6 +46,7 @@ class ReadmeTest(absltest.TestCase):
         self.assertLessEqual(len(README.splitlines()), 150)
         self.assertIn("python -m experiments.classification", README)
 
+    @pytest.mark.slow
     def test_own_model_and_data_come_back_unlearned(self):
         folder = tempfile.TemporaryDirectory()
         self.addCleanup(folder.cleanup)
