@@ -227,6 +227,38 @@ class MainJobTest(parameterized.TestCase):
         self.assertEqual(losses[None], losses[False])  # npz data say nothing
         self.assertNotEqual(losses[None], losses[True])
 
+    def test_a_folder_knows_what_its_rows_were_made_of(self):
+        path = self.folder / "forget.txt"
+        path.write_text("5\n17\n1400\n")
+        flags = ("--methods", "finetune", "--scenario", "indices")
+        flags = self.flags(*flags, "--forget-indices", str(path))
+        code, _, err = run(*flags)
+        self.assertEqual(code, 0, err)
+        rows = self.rows()
+        path.write_text("5\n17\n1399\n")
+        code, _, err = run(*flags)
+        self.assertEqual(code, 2)
+        self.assertIn("input.forget", err)
+        self.assertEqual(self.rows(), rows)
+
+    def test_a_fingerprint_knows_every_pixel_and_label(self):
+        digits = data.load("digits")
+        images, labels = digits.train_images.copy(), digits.train_labels.copy()
+        images[-1, -1, -1] += 1
+        labels[-1] = 9 - labels[-1]
+        found = {
+            dataclasses.replace(digits, **change).fingerprint
+            for change in (
+                {},
+                {"train_images": images},
+                {"train_labels": labels},
+                {"pixels": "unit"},
+                {"pixels": "unit", "train_images": images},
+                {"augment": True},
+            )
+        }
+        self.assertLen(found, 6)
+
     def test_each_seed_forgets_a_random_set_of_its_own(self):
         config = classification.Config(forget_seed=7)
         dataset = data.load("digits")
