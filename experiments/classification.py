@@ -103,7 +103,8 @@ class Config(cli.StudyConfig):
     forget_indices: pathlib.Path | None = None
     """Indices scenario: text file with one training index a line."""
     model: str = "small_cnn"
-    """Model: small_cnn, resnet18, resnet20, vgg16_bn, vit_tiny, or module:factory."""
+    """Model: small_cnn, resnet18, resnet20, resnet20_strided, vgg16_bn, vit_tiny, or
+    module:factory."""
     recipes: pathlib.Path | None = None
     """JSON file of searched recipes; by default that of the task, if there is one."""
     width: int | None = None

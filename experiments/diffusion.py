@@ -9,35 +9,33 @@ is missing; trained models are kept for other studies.
 import dataclasses
 import functools
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Self
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from experiments import (
     bench,
     cli,
     data,
+    diffusion_recipes,
     figures,
     generation,
     loop,
-    recipes,
     report,
     study,
     summary,
 )
 from experiments.bench import Measured, Page
 from experiments.cache import Cache
+from experiments.diffusion_recipes import METHODS, NOTES, RECIPES, TRAINING, Recipe
 from experiments.models import from_nnx
 from experiments.models.unet import unet_for
-from experiments.recipes import field
-from experiments.report import MethodNote
 from experiments.store import Store
 from experiments.summary import Column
-from mujax import diffusion, labels, methods, transforms
+from mujax import diffusion, methods
 
 COLUMNS = (
     Column(
@@ -98,31 +96,7 @@ path = "{path}"  # absolute
 params = ocp.StandardCheckpointer().restore(path)["params"]"""
 
 
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """Numbers of one run; a method reads those that it has a use for."""
-
-    learning_rate: float = field(1e-3, "Peak learning rate of Adam.")
-    epochs: int = field(5, "Epochs.")
-    batch_size: int = field(64, "Examples a step.")
-    cosine: bool = field(False, "Let the learning rate fall to zero along a cosine.")
-    density: float = field(0.5, "SalUn: share of the parameters that may move.")
-    forget_weight: float = field(
-        1.0, "Relabelling: weight of a relabelled example beside a retained one."
-    )
-    next_class: bool = field(
-        True,
-        "Relabelling: the next class (the released rule), not any other (the paper's).",
-    )
-    energy: float = field(
-        0.95, "SEMU: share of the squared singular values that the bases reach."
-    )
-    strength: float = field(1.0, "ESD: how far beyond the null condition to go.")
-    threshold: float = field(-1.0, "UFG: cosine above which the corrector fires.")
-    correction: float = field(1.0, "UFG: weight of the forgetting direction.")
-
-
-Overrides: Any = cli.overrides(Recipe)
+Overrides: Any = cli.overrides(diffusion_recipes.Recipe)
 AS_CHOSEN = Overrides()
 
 
@@ -171,7 +145,7 @@ class Config(cli.StudyConfig):
 
 
 SCHEDULE_STEPS = 1000
-DROPPED = 0.1  # conditions replaced by the null condition in training
+SHOWN, ROUNDS = 6, 4  # images of a class in a record; passes with other noise
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -198,15 +172,6 @@ def resolve_recipes(config: Config) -> dict[str, Recipe]:
     }
 
 
-class Losses(NamedTuple):
-    """Losses of the U-Net, each a ``mujax.methods.LossFn`` (``erase``: with pairs)."""
-
-    noise: Any
-    guided: Any
-    relabelled: Any
-    erase: Any
-
-
 class Generation:
     """Forgetting a class in a diffusion model: a :class:`bench.Task`.
 
@@ -216,7 +181,7 @@ class Generation:
       split: the forgotten class and the others.
     """
 
-    columns, gap = COLUMNS, "frechet_retrain"
+    columns, gap, notes = COLUMNS, "frechet_retrain", NOTES
 
     def __init__(self, config: Config, dataset: data.Dataset, split: data.Split):
         self.config, self.dataset, self.split = config, dataset, split
@@ -257,6 +222,20 @@ class Generation:
             batch_size=min(500, len(self.drawn)),
         )
 
+        @functools.lru_cache(maxsize=16)  # equal functions share what they compile
+        def losses(forget_weight: float = 1.0, strength: float = 1.0):
+            return generation.losses(
+                self.model,
+                self.schedule,
+                null=classes,
+                guidance=config.guidance,
+                mirrored=dataset.augment,
+                forget_weight=forget_weight,
+                strength=strength,
+            )
+
+        self.losses = losses
+
     @functools.cached_property
     def classifier(self) -> generation.Classifier:
         """Judges what is drawn; trained when the first drawing is there."""
@@ -267,11 +246,6 @@ class Generation:
     def real_features(self) -> np.ndarray:
         """Features of the real images of the other classes."""
         return self.classifier.see(self.dataset.train_images, self.split.retain)[1]
-
-    @property
-    def notes(self) -> Mapping[str, MethodNote]:
-        """Label, paper and a line on each method."""
-        return NOTES
 
     def for_seed(self, seed: int) -> Self:
         """All seeds forget the same class."""
@@ -284,17 +258,8 @@ class Generation:
 
     def build(self, name: str, recipe: Recipe, steps: int) -> methods.Method:
         """A method or the training of a baseline."""
-        rate: Any = recipe.learning_rate
-        if recipe.cosine:
-            rate = optax.cosine_decay_schedule(rate, max(1, steps * recipe.epochs))
-        optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
-        make = METHODS.get(name, _retrain)
-        method = make(
-            recipe, self.losses(recipe.forget_weight, recipe.strength), optimizer
-        )
-        if method.data_use.relabel is None or not recipe.next_class:
-            return method
-        return methods.with_data(method, relabel=_next_class)
+        losses = self.losses(recipe.forget_weight, recipe.strength)
+        return diffusion_recipes.build(name, recipe, losses, steps)
 
     def forget_batches(self, batch_size: int, seed: int = 0) -> list[Any]:
         """The forget set in order, several times with other noise."""
@@ -403,102 +368,6 @@ class Generation:
             LOADING.format(path=path),
         )
 
-    @functools.lru_cache(maxsize=16)  # noqa: B019 (one task a process)
-    def losses(self, forget_weight: float = 1.0, strength: float = 1.0) -> Losses:
-        """The U-Net's losses; a key that is None is drawn from the batch's indices.
-
-        Equal arguments give the same functions, so that what they compile is shared.
-
-        Args:
-          forget_weight: of a relabelled example beside a retained one.
-          strength: of ESD's guidance.
-        """
-        schedule, null = self.schedule, self.dataset.num_classes
-        mirrored = self.dataset.augment
-
-        def prepare(batch, key, train):
-            if key is None:
-                key = jax.random.fold_in(jax.random.key(0), batch["index"][0])
-            key, net_key, flip_key = jax.random.split(key, 3)
-            x0 = generation.to_signal(batch["image"])
-            if train and mirrored:
-                flipped = jax.random.bernoulli(flip_key, shape=(len(x0), 1, 1, 1))
-                x0 = jnp.where(flipped, x0[:, :, ::-1], x0)
-            predict = generation.network(self.model, train=train, key=net_key)
-            return x0, predict, key
-
-        def noise(params, model_state, batch, key):
-            x0, predict, key = prepare(batch, key, train=True)
-            key, drop_key = jax.random.split(key)
-            condition = diffusion.drop_condition(
-                drop_key, batch["true_label"], DROPPED, null
-            )
-            loss = diffusion.noise_loss(
-                predict,
-                params,
-                schedule,
-                x0,
-                condition,
-                key,
-                weights=batch["weight"],
-                pixel_reduction=jnp.mean,
-            )
-            return loss, (model_state, None)
-
-        def guided(params, model_state, batch, key):
-            x0, predict, key = prepare(batch, key, train=False)
-            loss = diffusion.noise_loss(
-                diffusion.guided(predict, self.config.guidance, null),
-                params,
-                schedule,
-                x0,
-                batch["true_label"],
-                key,
-                weights=batch["weight"],
-                pixel_reduction=jnp.mean,
-            )
-            return loss, (model_state, None)
-
-        def relabelled(params, model_state, batch, key):
-            x0, predict, key = prepare(batch, key, train=True)
-            key, drop_key = jax.random.split(key)
-            changed = batch["label"] != batch["true_label"]
-            condition = diffusion.drop_condition(
-                drop_key, batch["true_label"], jnp.where(changed, 0.0, DROPPED), null
-            )
-            loss = diffusion.relabel_loss(
-                predict,
-                params,
-                schedule,
-                x0,
-                condition,
-                batch["label"],
-                changed,
-                key,
-                weights=batch["weight"] * jnp.where(changed, forget_weight, 1.0),
-                pixel_reduction=jnp.mean,
-            )
-            return loss, (model_state, None)
-
-        def erase(params, original, model_state, batch, key):
-            x0, predict, key = prepare(batch, key, train=True)
-            loss = diffusion.erase_loss(
-                predict,
-                params,
-                original,
-                schedule,
-                x0,
-                batch["true_label"],
-                null,
-                key,
-                strength=strength,
-                weights=batch["weight"],
-                pixel_reduction=jnp.mean,
-            )
-            return loss, (model_state, None)
-
-        return Losses(noise, guided, relabelled, erase)
-
     def _describe(self, store: Store) -> str:
         """What was forgotten and who judged, in a few sentences."""
         row = store.row("original", 0) or {}
@@ -520,110 +389,6 @@ class Generation:
             f"drawn: {self.classifier.test_accuracy:.1f} % right on real test images"
             f"{original} of the other classes.{shared}"
         )
-
-
-SHOWN, ROUNDS = 6, 4
-Build = Callable[[Recipe, Losses, optax.GradientTransformation], methods.Method]
-
-
-def _next_class(key, own, num_classes):
-    del key
-    return labels.next_label(own, num_classes)
-
-
-def _retrain(recipe, losses, optimizer):
-    return methods.retrain(losses.noise, optimizer)
-
-
-def _salun(recipe, losses, optimizer, **options):
-    return methods.salun(
-        losses.relabelled,
-        optimizer,
-        fraction=recipe.density,
-        eval_loss_fn=losses.guided,
-        joint=True,
-        **options,
-    )
-
-
-def _random_scores(loss_fn, params, batches):
-    """Saliency that knows nothing: the control that tells whether saliency matters."""
-    del loss_fn
-    leaves, structure = jax.tree.flatten(params)
-    key = jax.random.fold_in(jax.random.key(1), batches[0]["index"][0])
-    keys = jax.random.split(key, len(leaves))
-    scores = [
-        jax.random.uniform(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)
-    ]
-    return jax.tree.unflatten(structure, scores)
-
-
-def _semu(recipe, losses, optimizer, *, method):
-    return method(
-        losses.relabelled,
-        optimizer,
-        energy=recipe.energy,
-        basis_loss_fn=losses.guided,
-    )
-
-
-def _ufg(recipe, losses, optimizer):
-    # The two gradients are nearly opposite here, so that the published divisor, the
-    # norm of their unweighted sum, is close to zero and blows single steps up.
-    combine = transforms.correct_updates(
-        recipe.threshold, recipe.correction, weighted_norm=True
-    )
-    return methods.ufg(losses.noise, optimizer, combine=combine, sampled=True)
-
-
-METHODS: dict[str, Build] = {
-    "gradient_ascent": lambda recipe, losses, tx: methods.gradient_ascent(
-        losses.noise, tx
-    ),
-    "finetune": lambda recipe, losses, tx: methods.finetune(losses.noise, tx),
-    "random_label": lambda recipe, losses, tx: methods.random_label(
-        losses.relabelled, tx, joint=True
-    ),
-    "salun": _salun,
-    "random_mask": functools.partial(_salun, score=_random_scores),
-    "semu": functools.partial(_semu, method=methods.semu),
-    "semu_retain": functools.partial(_semu, method=methods.semu_retain),
-    "esd": lambda recipe, losses, tx: methods.esd(losses.erase, tx),
-    "ufg": _ufg,
-}
-
-TRAINING: Mapping[str, Recipe] = {
-    "digits": Recipe(learning_rate=2e-3, epochs=50, batch_size=64, cosine=True),
-    "fashion_mnist": Recipe(learning_rate=1e-3, epochs=10, batch_size=64, cosine=True),
-    "cifar10": Recipe(learning_rate=2e-4, epochs=500, batch_size=128),
-}
-"""Recipe of the original model and of Retrain, by data set."""
-
-_RELABELLING = Recipe(learning_rate=2e-3, epochs=3)
-RECIPES: Mapping[str, Recipe] = {
-    "gradient_ascent": Recipe(learning_rate=4e-4, epochs=4),
-    "finetune": Recipe(epochs=3),
-    "random_label": _RELABELLING,
-    "salun": _RELABELLING,
-    "random_mask": _RELABELLING,
-    "semu": Recipe(learning_rate=8e-4, epochs=8, energy=0.8),
-    "semu_retain": Recipe(learning_rate=3e-3, epochs=4, energy=0.8),
-    "esd": Recipe(learning_rate=3e-4, epochs=6),
-    "ufg": Recipe(epochs=3, correction=0.3),
-}
-"""Recipes of the methods where they are not the defaults; chosen by hand on seed 0."""
-
-NOTES: Mapping[str, MethodNote] = {
-    **recipes.NOTES,
-    "random_mask": MethodNote(
-        "Random mask", "", "SalUn with a random mask of the same density: the control."
-    ),
-    "esd": MethodNote(
-        "ESD",
-        "arXiv:2303.07345",
-        "Answers the class as the original, guided away from it, would.",
-    ),
-}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a class-conditional diffusion model draws, and what a classifier makes of it.
+"""A class-conditional diffusion model: its losses, its images, and who judges them.
 
 The classifier is trained on the real training images alone. Its predictions tell
 whether a class is still drawn, the features before its last layer how far two sets of
@@ -8,7 +8,7 @@ images are apart (Fréchet distance).
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,8 @@ from experiments.data import Dataset
 from experiments.loop import DivergedError
 from experiments.models import Model, build
 from mujax import diffusion, methods
+
+DROPPED = 0.1  # conditions replaced by the null condition in training
 
 
 class Classifier:
@@ -185,3 +187,103 @@ def network(model: Model, *, train: bool, key: jax.Array | None) -> diffusion.Pr
         return model.apply(params, {}, (x, t, condition), train=train, key=key)[0]
 
     return predict
+
+
+class Losses(NamedTuple):
+    """Losses of a noise network, each a ``mujax.methods.LossFn``.
+
+    Attributes:
+      noise: of denoising, with conditions dropped.
+      guided: of denoising by the guided output, for saliency and bases.
+      relabelled: ``noise``, where a changed label's prediction is the target.
+      erase: ESD's, ``(params, original, model_state, batch, key)``.
+    """
+
+    noise: Any
+    guided: Any
+    relabelled: Any
+    erase: Any
+
+
+def losses(
+    model: Model,
+    schedule: diffusion.Schedule,
+    *,
+    null: int,
+    guidance: float,
+    mirrored: bool,
+    forget_weight: float,
+    strength: float,
+) -> Losses:
+    """The losses of a U-Net; a key that is None is drawn from the batch's indices.
+
+    Args:
+      model: the U-Net.
+      schedule: its noise schedule.
+      null: the null condition.
+      guidance: strength of the guidance that ``guided`` looks at.
+      mirrored: mirror images at random in training.
+      forget_weight: of a relabelled example beside a retained one.
+      strength: of ESD's guidance.
+    """
+
+    def prepare(batch, key, train):
+        if key is None:
+            key = jax.random.fold_in(jax.random.key(0), batch["index"][0])
+        key, net_key, flip_key, drop_key = jax.random.split(key, 4)
+        x0 = to_signal(batch["image"])
+        if train and mirrored:
+            flipped = jax.random.bernoulli(flip_key, shape=(len(x0), 1, 1, 1))
+            x0 = jnp.where(flipped, x0[:, :, ::-1], x0)
+        return x0, network(model, train=train, key=net_key), key, drop_key
+
+    def mean(loss_fn, *arguments, model_state, weights):
+        loss = loss_fn(*arguments, weights=weights, pixel_reduction=jnp.mean)
+        return loss, (model_state, None)
+
+    def noise(params, model_state, batch, key):
+        x0, predict, key, drop_key = prepare(batch, key, train=True)
+        condition = diffusion.drop_condition(
+            drop_key, batch["true_label"], DROPPED, null
+        )
+        return mean(
+            diffusion.noise_loss,
+            *(predict, params, schedule, x0, condition, key),
+            model_state=model_state,
+            weights=batch["weight"],
+        )
+
+    def guided(params, model_state, batch, key):
+        x0, predict, key, _ = prepare(batch, key, train=False)
+        predict = diffusion.guided(predict, guidance, null)
+        return mean(
+            diffusion.noise_loss,
+            *(predict, params, schedule, x0, batch["true_label"], key),
+            model_state=model_state,
+            weights=batch["weight"],
+        )
+
+    def relabelled(params, model_state, batch, key):
+        x0, predict, key, drop_key = prepare(batch, key, train=True)
+        new, true = batch["label"], batch["true_label"]
+        changed = new != true
+        share = jnp.where(changed, 0.0, DROPPED)
+        condition = diffusion.drop_condition(drop_key, true, share, null)
+        return mean(
+            diffusion.relabel_loss,
+            *(predict, params, schedule, x0, condition, new, changed, key),
+            model_state=model_state,
+            weights=batch["weight"] * jnp.where(changed, forget_weight, 1.0),
+        )
+
+    def erase(params, original, model_state, batch, key):
+        x0, predict, key, _ = prepare(batch, key, train=True)
+        true = batch["true_label"]
+        return mean(
+            functools.partial(diffusion.erase_loss, strength=strength),
+            *(predict, params, original, schedule, x0, true, null, key),
+            model_state=model_state,
+            weights=batch["weight"],
+        )
+
+    return Losses(noise, guided, relabelled, erase)

@@ -80,7 +80,8 @@ def _masked(trial: Trial, epochs: int) -> dict[str, Any]:
 
 
 def _cores(trial: Trial, epochs: int) -> dict[str, Any]:
-    return _optimisation(trial, epochs, 1e-4, 0.3) | {
+    # Without retain data, wrong labels ruin a model within an epoch of tiny steps.
+    return _optimisation(trial, epochs, 1e-6, 0.3) | {
         "energy": trial.suggest_float("energy", 0.5, 0.99),
         "orthogonal": trial.suggest_categorical("orthogonal", [False, True]),
     }

@@ -17,7 +17,7 @@ from absl.testing import absltest, parameterized
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from experiments import data, diffusion, generation, loop, study
+from experiments import data, diffusion, diffusion_recipes, generation, loop, study
 from experiments.cache import Cache
 from experiments.loop import DivergedError
 from experiments.store import load_checkpoint
@@ -193,7 +193,7 @@ class TaskTest(parameterized.TestCase):
         self.assertLen({int(b["index"][0]) for b in batches}, len(batches))
 
     def test_random_masks_have_the_density_of_saluns(self):
-        recipe = diffusion.Recipe(density=0.3)
+        recipe = diffusion_recipes.Recipe(density=0.3)
         masks = {}
         for name in ("salun", "random_mask"):
             method = self.task.build(name, recipe, 1)
@@ -210,7 +210,7 @@ class TaskTest(parameterized.TestCase):
 
     @parameterized.parameters("salun", "semu", "esd", "ufg")
     def test_steps_are_those_of_one_device_and_lower_elsewhere(self, name):
-        method = self.task.build(name, diffusion.Recipe(), 10)
+        method = self.task.build(name, diffusion_recipes.Recipe(), 10)
         batch = jax.tree.map(lambda x: x[:24], self.batch)
 
         def step(state, batch):

@@ -262,6 +262,7 @@ class SizeTest(parameterized.TestCase):
         ("small_cnn_fashion", "small_cnn", (28, 28, 1), 24_058),
         ("resnet18", "resnet18", (32, 32, 3), 11_173_962),
         ("resnet20", "resnet20", (32, 32, 3), 269_722),
+        ("resnet20_strided", "resnet20_strided", (32, 32, 3), 269_722),
         ("vgg16_bn", "vgg16_bn", (32, 32, 3), 14_728_266),
     )
     def test_parameters_as_published(self, name, input_shape, expected):
@@ -515,7 +516,11 @@ class BuildTest(parameterized.TestCase):
         self.assertEqual([shape[1] for shape in kernels], [5])
 
     @parameterized.named_parameters(
-        ("unknown", "resnet50", "small_cnn, resnet18, resnet20, vgg16_bn, vit_tiny"),
+        (
+            "unknown",
+            "resnet50",
+            "small_cnn, resnet18, resnet20, resnet20_strided, vgg16",
+        ),
         ("half", "own_models:", "unknown model 'own_models:'"),
         ("no_module", "nowhere_at_all:net", "No module named 'nowhere_at_all'"),
         ("broken_module", "broken_models:net", "No module named 'nowhere_at_all'"),

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from absl.testing import absltest, parameterized
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -205,6 +206,7 @@ class FactorTest(parameterized.TestCase):
         basis = subspace.svd_bases(grads, 1.0, axes={"w": view})["w"]
         np.testing.assert_array_equal(basis.rank, [3] * 4)
 
+    @pytest.mark.slow
     def test_forty_kernels_of_twenty_sizes_in_one_jit(self):
         # Batched LAPACK calls would wait for each other here for ever.
         rng = np.random.default_rng(0)

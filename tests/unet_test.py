@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from absl.testing import parameterized
 from flax import nnx
 from jax.sharding import PartitionSpec
@@ -245,6 +246,7 @@ class NetworkTest(parameterized.TestCase):
             self.predict, params, SCHEDULE, key, labels, shape, num_steps=10, clip=1.0
         )
 
+    @pytest.mark.slow
     def test_learns_a_picture_for_each_class(self):
         self.params, self.predict = network(multipliers=(1,), attention=(), **PATCHES)
         half = jnp.where(jnp.arange(8) < 4, 1.0, -1.0)
