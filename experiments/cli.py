@@ -1,7 +1,8 @@
 """The command line of an experiment script, from a dataclass to an exit code.
 
 Bad input ends with exit code 2 and a line or two on standard error, an interruption
-with 130, a full disk with 1; none shows a traceback or loses what was computed.
+with 130, a full disk or memory with 1. None shows a traceback or loses what was
+computed.
 """
 
 import _thread
@@ -136,6 +137,19 @@ def main(
             file=sys.stderr,
         )
         return 130
+    except BrokenPipeError:
+        # Nobody reads on; Python's own last flush must not complain either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if not (isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)):
+            raise
+        print(
+            f"{prog}: there is not enough memory. Give a smaller --memory, batch size "
+            "or model; what was finished is kept.",
+            file=sys.stderr,
+        )
+        return 1
     except OSError as error:
         print(
             f"{prog}: {error}. What was finished is kept: mend it, then run the same "

@@ -1,11 +1,13 @@
 """The main job from its command line, on a short training."""
 
-import contextlib
 import dataclasses
+import functools
 import gc
-import io
 import json
+import os
 import pathlib
+import subprocess
+import sys
 import tempfile
 import time
 from unittest import mock
@@ -20,6 +22,7 @@ from absl.testing import absltest, parameterized
 
 from experiments import classification, data, recipes, study
 from experiments.models import build
+from tests import command_line
 
 SHORT = ("--train.epochs", "3", "--recipe.epochs", "1", "--seeds", "1")
 
@@ -38,15 +41,7 @@ def tiny_npz(path: pathlib.Path, count: int = 96) -> str:
     return f"npz:{path}"
 
 
-def run(*arguments: str) -> tuple[int, str, str]:
-    """Exit code, standard output and standard error of a command line."""
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            code = classification.main(list(arguments))
-        except SystemExit as stop:
-            code = stop.code
-    return int(code or 0), out.getvalue(), err.getvalue()
+run = functools.partial(command_line.run, classification.main)
 
 
 @pytest.mark.slow
@@ -327,6 +322,29 @@ class MainJobTest(parameterized.TestCase):
             code, _, err = run(*SHORT, "--out", str(self.out))
         self.assertEqual(code, 130)
         self.assertNotIn("Traceback", err)
+
+    def test_too_little_memory_is_a_line(self):
+        full = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+        for error in (full, MemoryError()):
+            with mock.patch.object(study, "execute", side_effect=error):
+                code, _, err = run(*SHORT, "--out", str(self.out))
+            self.assertEqual(code, 1)
+            self.assertIn("not enough memory", err)
+            self.assertEqual(err.count("\n"), 1)
+        other = jax.errors.JaxRuntimeError("INTERNAL: a bug")
+        with (
+            mock.patch.object(study, "execute", side_effect=other),
+            self.assertRaises(jax.errors.JaxRuntimeError),
+        ):
+            run(*SHORT, "--out", str(self.out))
+
+    def test_a_reader_that_leaves_is_no_traceback(self):
+        reader, writer = os.pipe()
+        os.close(reader)
+        command = [sys.executable, "-m", "experiments.classification", "--help"]
+        done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE)
+        os.close(writer)
+        self.assertEqual((done.returncode, done.stderr), (1, b""))
 
     def test_help_explains_every_flag(self):
         code, out, _ = run("--help")

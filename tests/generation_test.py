@@ -1,8 +1,6 @@
 """Forgetting a class in a diffusion model: drawing, judging, and the whole study."""
 
-import contextlib
 import dataclasses
-import io
 import json
 import pathlib
 import tempfile
@@ -22,6 +20,7 @@ from experiments.cache import Cache
 from experiments.loop import DivergedError
 from experiments.store import load_checkpoint
 from mujax.diffusion import linear_schedule
+from tests import command_line
 
 KEY = jax.random.key(0)
 SCHEDULE = linear_schedule()
@@ -59,17 +58,9 @@ def own_images(path: pathlib.Path) -> str:
 
 def run(*arguments: str) -> tuple[int, str]:
     """Exit code and standard error of the command line, with the small network."""
-    out, err = io.StringIO(), io.StringIO()
-    with (
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-        mock.patch.object(diffusion, "unet_for", Net),
-    ):
-        try:
-            code = diffusion.main(list(arguments))
-        except SystemExit as stop:
-            code = stop.code
-    return int(code or 0), err.getvalue()
+    with mock.patch.object(diffusion, "unet_for", Net):
+        code, _, err = command_line.run(diffusion.main, *arguments)
+    return code, err
 
 
 class DrawingTest(parameterized.TestCase):
