@@ -18,6 +18,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from experiments import data
+from experiments.data import readers
+from experiments.data.dataset import ARRAYS, chunks
 
 
 class DataTestCase(parameterized.TestCase):
@@ -119,9 +121,9 @@ class MomentsTest(DataTestCase):
 
     def test_do_not_depend_on_the_chunks(self):
         images = np.random.default_rng(0).integers(0, 256, (50, 3, 3, 2), np.uint8)
-        chunks = list(data._chunks(images, limit=7 * 18))
-        self.assertEqual([len(chunk) for chunk in chunks], [7] * 7 + [1])
-        np.testing.assert_array_equal(np.concatenate(chunks), images)
+        parts = list(chunks(images, limit=7 * 18))
+        self.assertEqual([len(part) for part in parts], [7] * 7 + [1])
+        np.testing.assert_array_equal(np.concatenate(parts), images)
 
     def test_constant_images_deviate_by_zero(self):
         dataset = dataclasses.replace(
@@ -184,7 +186,7 @@ class TfdsTest(DataTestCase):
 
         count = 12 * classes
         with (
-            mock.patch.object(data, "FASHION_MNIST_FOLDERS", ()),
+            mock.patch.object(readers, "FASHION_MNIST_FOLDERS", ()),
             testing.mock_data(num_examples=count),
         ):
             dataset = data.load(name)
@@ -212,7 +214,7 @@ class TfdsTest(DataTestCase):
         from tensorflow_datasets import data_source
 
         source = data_source("cifar10", split="train", download=False)
-        images, labels = data._records(source, "train")
+        images, labels = readers._records(source, "train")
         expected = [1, 2, 3, 4, 5, 9, 10, 17, 99999, 100000]
         np.testing.assert_array_equal(images[:, 0, 0, 0], np.mod(expected, 256))
         np.testing.assert_array_equal(labels, np.mod(expected, 10))
@@ -242,7 +244,7 @@ class TfdsTest(DataTestCase):
                 yield {"image": image, "label": i if i < 10 else 0}
 
         self.serve(records)
-        with mock.patch.object(data, "FASHION_MNIST_FOLDERS", ()):
+        with mock.patch.object(readers, "FASHION_MNIST_FOLDERS", ()):
             dataset = data.load("fashion_mnist")
         np.testing.assert_array_equal(
             dataset.train_labels[places["train"]], np.arange(10)
@@ -282,7 +284,7 @@ class FashionMnistTest(DataTestCase):
     def setUp(self):
         super().setUp()
         patch = mock.patch.object(
-            data, "FASHION_MNIST_FOLDERS", (self.folder / "none", self.folder)
+            readers, "FASHION_MNIST_FOLDERS", (self.folder / "none", self.folder)
         )
         patch.start()
         self.addCleanup(patch.stop)
@@ -333,7 +335,7 @@ class OwnDataTest(DataTestCase):
         arrays = own(classes=np.array(["ant", "bee", "cow"]))
         name = getattr(self, form)(arrays)
         dataset = data.load(name)
-        for key in data.ARRAYS:
+        for key in ARRAYS:
             np.testing.assert_array_equal(getattr(dataset, key), arrays[key])
         self.assertEqual(dataset.name, name)
         self.assertEqual(dataset.classes, ("ant", "bee", "cow"))
@@ -490,7 +492,7 @@ class MalformedOwnDataTest(DataTestCase):
     @settings(max_examples=200, deadline=None)
     @given(
         st.dictionaries(
-            st.sampled_from((*data.ARRAYS, "classes")),
+            st.sampled_from((*ARRAYS, "classes")),
             st.one_of(ANY_ARRAY, NEARLY_LABELS, st.none()),
             max_size=3,
         ),
@@ -507,7 +509,7 @@ class MalformedOwnDataTest(DataTestCase):
     def test_any_damage(self, draw):
         form = draw.draw(st.sampled_from(("npz", "npy")))
         name = getattr(self, form)(own(classes=np.array(["a", "b", "c"])))
-        files = [f"{key}.npy" for key in (*data.ARRAYS, "classes")]
+        files = [f"{key}.npy" for key in (*ARRAYS, "classes")]
         file = draw.draw(st.sampled_from(files)) if form == "npy" else "own.npz"
         path = self.folder / file
         raw = bytearray(path.read_bytes())
