@@ -20,8 +20,9 @@ import rich.table
 
 from experiments import cli, loop, report, study, summary, tables
 from experiments.cache import Cache
+from experiments.checkpoints import load_original
 from experiments.progress import Display
-from experiments.store import Store, load_original
+from experiments.store import Store
 from experiments.summary import Column
 from mujax import methods
 

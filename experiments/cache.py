@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from experiments.checkpoints import load_checkpoint, save_checkpoint
 from experiments.files import to_json, write_atomically
-from experiments.store import describe_environment, load_checkpoint, save_checkpoint
+from experiments.store import describe_environment
 from experiments.study import Result
 
 VERSIONS = ("python", "mujax", "jax", "jaxlib", "flax", "optax", "numpy", "device")

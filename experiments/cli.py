@@ -21,10 +21,10 @@ import jax
 from typing_extensions import Doc
 
 from experiments import data
+from experiments.checkpoints import StoreError
 from experiments.data import DataError
 from experiments.models import ModelError
 from experiments.recipes import RecipeError
-from experiments.store import StoreError
 
 EXTENDABLE = ("methods", "seeds", "out", "cache", "keep_every", "memory", "command")
 """Settings that say how much to do or where, not what: a folder may differ in them."""

@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 import pytest
 from absl.testing import absltest, parameterized
 
-from experiments import bench, classification, report, store, study
+from experiments import bench, checkpoints, classification, report, store, study
 
 pytestmark = pytest.mark.slow
 FLAGS = (
@@ -82,8 +82,8 @@ class DamageTest(parameterized.TestCase):
             path = pathlib.Path("checkpoints", name, "seed_0")
             jax.tree.map(
                 np.testing.assert_array_equal,
-                store.load_checkpoint(self.out / path),
-                store.load_checkpoint(self.whole / path),
+                checkpoints.load_checkpoint(self.out / path),
+                checkpoints.load_checkpoint(self.whole / path),
             )
 
     @parameterized.named_parameters(

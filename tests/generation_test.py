@@ -17,8 +17,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from experiments import data, diffusion, diffusion_recipes, generation, loop, study
 from experiments.cache import Cache
+from experiments.checkpoints import load_checkpoint
 from experiments.loop import DivergedError
-from experiments.store import load_checkpoint
 from mujax.diffusion import linear_schedule
 from tests import command_line
 

@@ -22,7 +22,7 @@ from absl.testing import absltest, parameterized
 from flax import linen
 
 from experiments import classification, loop, study
-from experiments.store import load_checkpoint, save_checkpoint
+from experiments.checkpoints import load_checkpoint, save_checkpoint
 
 pytestmark = pytest.mark.slow
 ROOT = pathlib.Path(__file__).parents[1]

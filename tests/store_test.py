@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from experiments import store
-from experiments.store import Store, StoreError
+from experiments import checkpoints
+from experiments.checkpoints import StoreError
+from experiments.store import Store
 
 ROW = {"method": "salun", "seed": 1, "status": "ok", "ua": 3.5}
 
@@ -155,7 +156,7 @@ class StoreTest(parameterized.TestCase):
 
     def test_a_missing_or_damaged_checkpoint_is_one_line(self):
         with self.assertRaisesRegex(ValueError, "not a readable checkpoint"):
-            store.load_checkpoint(self.folder / "nothing")
+            checkpoints.load_checkpoint(self.folder / "nothing")
 
 
 if __name__ == "__main__":
