@@ -15,7 +15,15 @@ from absl.testing import absltest, parameterized
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from experiments import data, diffusion, diffusion_recipes, generation, loop, study
+from experiments import (
+    bench,
+    data,
+    diffusion,
+    diffusion_recipes,
+    generation,
+    loop,
+    study,
+)
 from experiments.cache import Cache
 from experiments.checkpoints import load_checkpoint
 from experiments.loop import DivergedError
@@ -198,6 +206,20 @@ class TaskTest(parameterized.TestCase):
         self.assertEqual(flat["salun"].sum(), int(0.3 * flat["salun"].size))
         agree = jnp.mean(flat["salun"] & flat["random_mask"])
         self.assertLess(agree, 0.15)  # 0.09 by chance, 0.3 if they were the same
+
+    def test_a_fixed_rank_is_that_of_every_kernel(self):
+        method = self.task.build("semu", diffusion_recipes.Recipe(rank=3), 1)
+        state = method.init(self.params, {}, self.task.forget_batches(30))
+        kernels = [leaf for leaf in jax.tree.leaves(self.params) if leaf.ndim == 2]
+        self.assertEqual(
+            [core.shape for core in state.trained],
+            [(min(3, *kernel.shape),) * 2 for kernel in kernels],
+        )
+
+    def test_every_method_has_a_note_and_every_recipe_a_method(self):
+        methods, notes = diffusion_recipes.METHODS, diffusion_recipes.NOTES
+        self.assertLessEqual({*methods, *bench.BASELINES}, notes.keys())
+        self.assertLessEqual(diffusion_recipes.RECIPES.keys(), methods.keys())
 
     @parameterized.parameters("salun", "semu", "esd", "ufg")
     def test_steps_are_those_of_one_device_and_lower_elsewhere(self, name):
