@@ -207,6 +207,7 @@ class Generation:
             classes,
             forget=(split.forget,),
             retain=split.retain,
+            scan=jax.default_backend() != "cpu",  # see unet_for
         )
         self.schedule = diffusion.linear_schedule(SCHEDULE_STEPS)
         remaining = np.delete(np.arange(classes), self.forgotten)

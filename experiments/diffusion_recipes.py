@@ -136,13 +136,13 @@ TRAINING: Mapping[str, Recipe] = {
 
 _RELABELLING = Recipe(learning_rate=2e-3, epochs=3)
 RECIPES: Mapping[str, Recipe] = {
-    "gradient_ascent": Recipe(learning_rate=3e-4, epochs=4),
+    "gradient_ascent": Recipe(learning_rate=4e-4, epochs=4),
     "finetune": Recipe(epochs=3),
     "random_label": _RELABELLING,
     "salun": _RELABELLING,
     "random_mask": _RELABELLING,
     "semu": Recipe(
-        learning_rate=1.1e-3, epochs=8, cosine=True, rank=6, next_class=False
+        learning_rate=1e-3, epochs=8, cosine=True, rank=6, next_class=False
     ),
     "semu_retain": Recipe(learning_rate=3e-3, epochs=4, rank=6),
     "esd": Recipe(learning_rate=2e-4, epochs=6),

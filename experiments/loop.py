@@ -3,8 +3,8 @@
 The loop follows a method's ``data_use`` and knows no method by name. What an epoch
 reads is a :class:`Plan` of indices and weights, drawn on the host from the run's seed
 and the epoch's number alone, so that a run that was cut off goes on as if it had not
-been. An epoch is one compiled scan over examples that lie on the device, or, where
-they do not fit there, a Python loop that gathers batches on the host.
+been. An epoch is one compiled scan over examples that lie on the device, or a Python
+loop over steps, which gathers batches on the host where the examples lie there.
 
 Weights average to one over a batch's examples, with 0 for padding, and a loss is the
 mean of weight × loss: sums over pieces and over devices then come out right.
@@ -38,12 +38,15 @@ class Feed:
       num_classes: number of labels, for relabelling.
       forget: indices of the forget set, one array for each curriculum stage.
       retain: indices of the retain set.
+      scan: let an epoch be one scan, if the examples lie on the device; it saves the
+        time between steps, but some programs run slower inside a scan on CPU.
     """
 
     examples: Examples
     num_classes: int
     forget: tuple[np.ndarray, ...]
     retain: np.ndarray
+    scan: bool = True
 
 
 class Plan(NamedTuple):
@@ -92,7 +95,8 @@ def run(
     """
     use = method.data_use
     key = jax.random.key(np.random.SeedSequence(seed).generate_state(1)[0])
-    epoch_fn = _scanned(method) if _on_device(feed) else _streamed(method)
+    scan = feed.scan and _on_device(feed)
+    epoch_fn = _scanned(method) if scan else _stepwise(method)
     for epoch in range(start_epoch, num_epochs(use)):
         rng = np.random.default_rng((*seed, epoch))
         forget = feed.forget[epoch // use.epochs]
@@ -172,7 +176,7 @@ def in_order(feed: Feed, indices: np.ndarray, batch_size: int) -> list[dict[str,
 def clear_cache() -> None:
     """Forgets the compiled epochs of all methods."""
     _scanned.cache_clear()
-    _streamed.cache_clear()
+    _stepwise.cache_clear()
 
 
 def _on_device(feed: Feed) -> bool:
@@ -217,8 +221,8 @@ def _scanned(method: methods.Method) -> Callable:
 
 
 @functools.lru_cache(maxsize=128)
-def _streamed(method: methods.Method) -> Callable:
-    """An epoch as a Python loop over batches gathered on the host."""
+def _stepwise(method: methods.Method) -> Callable:
+    """An epoch as a Python loop over batches."""
     step = jax.jit(method.step, donate_argnums=0)
 
     def epoch(state, feed, labels, plan, key):

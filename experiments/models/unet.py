@@ -78,6 +78,9 @@ def unet_for(
 ) -> "UNet":
     """A U-Net that suits the images: DDPM's from 32 pixels on, small ones below.
 
+    It convolves natively: on CPU that compiles and runs sooner than patches do, but not
+    inside ``scan``; train it step by step there.
+
     Args:
       num_classes: Number of classes.
       input_shape: Shape (H, W, C) of one image.
@@ -104,6 +107,7 @@ def unet_for(
         values = dict(width=16, multipliers=(1, 2), blocks=1, attention=(height // 2,))
     if width is not None:
         values["width"] = width
+    values["conv_general_dilated"] = jax.lax.conv_general_dilated
     return UNet(num_classes, input_shape, **values, rngs=rngs)  # pyright: ignore[reportArgumentType]
 
 
