@@ -142,9 +142,9 @@ RECIPES: Mapping[str, Recipe] = {
     "salun": _RELABELLING,
     "random_mask": _RELABELLING,
     "semu": Recipe(
-        learning_rate=1e-3, epochs=8, cosine=True, rank=6, next_class=False
+        learning_rate=7e-4, epochs=8, cosine=True, rank=9, next_class=False
     ),
-    "semu_retain": Recipe(learning_rate=3e-3, epochs=4, rank=6),
+    "semu_retain": Recipe(learning_rate=3e-3, epochs=4, rank=9),
     "esd": Recipe(learning_rate=2e-4, epochs=6),
     "ufg": Recipe(epochs=3, correction=0.2),
 }
