@@ -141,9 +141,7 @@ RECIPES: Mapping[str, Recipe] = {
     "random_label": _RELABELLING,
     "salun": _RELABELLING,
     "random_mask": _RELABELLING,
-    "semu": Recipe(
-        learning_rate=7e-4, epochs=8, cosine=True, rank=9, next_class=False
-    ),
+    "semu": Recipe(learning_rate=7e-4, epochs=8, cosine=True, rank=9, next_class=False),
     "semu_retain": Recipe(learning_rate=3e-3, epochs=4, rank=9),
     "esd": Recipe(learning_rate=2e-4, epochs=6),
     "ufg": Recipe(epochs=3, correction=0.2),
