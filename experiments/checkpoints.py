@@ -42,7 +42,7 @@ def save_checkpoint(path: pathlib.Path, tree: Any) -> None:
                 force=True,
                 custom_metadata={"crc32": _checksum(tree)},
             )
-    except OSError:
+    except (OSError, MemoryError):
         raise
     except Exception as error:  # its storage has errors of its own for a full disk
         raise OSError(f"{path} cannot be written: {reason(error)}") from error
@@ -61,6 +61,8 @@ def load_checkpoint(path: pathlib.Path) -> Any:
         # Orbax does not notice a wrong byte in an array.
         if "crc32" in kept and kept["crc32"] != _checksum(tree):
             raise ValueError("its checksum is another")
+    except MemoryError:
+        raise
     except Exception as error:  # Orbax raises whatever its storage does
         raise StoreError(
             f"{path} is not a readable checkpoint: {reason(error)}"

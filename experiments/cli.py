@@ -126,7 +126,7 @@ def main(
     for name in ("absl", "asyncio"):  # Orbax prints what it then raises
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
-        with _interruptions():
+        with _interruptions(), _flushed():
             script(parse(config_class, prog, arguments))
     except (ConfigError, DataError, ModelError, RecipeError, StoreError) as error:
         print(f"{prog}: {error}", file=sys.stderr)
@@ -167,6 +167,15 @@ def keep_compiled() -> None:
         folder = pathlib.Path(home) / "mujax" / "compiled"
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+@contextlib.contextmanager
+def _flushed() -> Iterator[None]:
+    """Writes out what was printed, so that a reader that left is noticed here."""
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
 
 
 @contextlib.contextmanager

@@ -96,7 +96,7 @@ path = "{path}"  # absolute
 params = ocp.StandardCheckpointer().restore(path)["params"]"""
 
 
-Overrides: Any = cli.overrides(diffusion_recipes.Recipe)
+Overrides: Any = cli.overrides(Recipe)
 AS_CHOSEN = Overrides()
 
 
@@ -165,9 +165,11 @@ def unlearn(config: Config) -> None:
 
 def resolve_recipes(config: Config) -> dict[str, Recipe]:
     """The numbers of every method, and of training under ``"training"``."""
-    training = TRAINING.get(config.dataset, TRAINING["cifar10"])
+    training, changes = TRAINING.get(config.dataset, TRAINING["cifar10"]), config.recipe
+    if changes.energy is not None and changes.rank is None:
+        changes = dataclasses.replace(changes, rank=0)  # a rank would hide the energy
     return {"training": cli.override(training, config.train, "train")} | {
-        name: cli.override(RECIPES.get(name, Recipe()), config.recipe, "recipe")
+        name: cli.override(RECIPES.get(name, Recipe()), changes, "recipe")
         for name in METHODS
     }
 

@@ -19,7 +19,7 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "D", "^")
 GREYS = {"original": "#6b6b6b", "retrain": "#222222", "retrain_again": "#9a9a9a"}
 
-style = matplotlib.rc_context(
+styled = matplotlib.rc_context(
     {
         "font.size": 11,
         "axes.titlesize": 11,

@@ -17,13 +17,12 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from experiments import drawing
-from experiments.drawing import looks
 from experiments.summary import Summary
 
 SPLITS = {"retain": "#0072B2", "test": "#009E73", "forget": "#D55E00"}
 
 
-@drawing.style
+@drawing.styled
 def metric_comparison(summary: Summary) -> Figure:
     """Every metric of every method against Retrain, one panel a metric.
 
@@ -50,7 +49,7 @@ def metric_comparison(summary: Summary) -> Figure:
     across = min(len(columns), 4)
     down = -(-len(columns) // across)
     figure = drawing.blank(down * (0.9 + 0.32 * len(entries)))
-    style = looks([m.method for m in summary.methods])
+    style = drawing.looks([m.method for m in summary.methods])
     for i, column in enumerate(columns):
         axes = figure.add_subplot(down, across, i + 1)
         drawing.methods_axis(
@@ -71,7 +70,7 @@ def metric_comparison(summary: Summary) -> Figure:
     return figure
 
 
-@drawing.style
+@drawing.styled
 def gap_chart(summary: Summary) -> Figure:
     """The gap to Retrain with its interval, smallest first, over the noise floor.
 
@@ -120,7 +119,7 @@ def gap_chart(summary: Summary) -> Figure:
             textcoords="offset points",
             color=drawing.MUTED,
         )
-    style = looks([m.method for m in summary.methods])
+    style = drawing.looks([m.method for m in summary.methods])
     for y, entry in enumerate(entries):
         estimate = entry.values[column.key]
         if estimate.mean is not None:
@@ -136,7 +135,7 @@ def gap_chart(summary: Summary) -> Figure:
     return figure
 
 
-@drawing.style
+@drawing.styled
 def confidence_histograms(
     confidences: Mapping[tuple[str, str], Any], methods: Mapping[str, str]
 ) -> Figure:
@@ -194,7 +193,7 @@ def confidence_histograms(
     return figure
 
 
-@drawing.style
+@drawing.styled
 def image_grids(
     images: Mapping[str, np.ndarray],
     methods: Mapping[str, str],
@@ -246,7 +245,7 @@ def image_grids(
     return figure
 
 
-@drawing.style
+@drawing.styled
 def curves(
     curves: Mapping[tuple[str, Any], Mapping[str, Sequence[float | None]]],
     methods: Mapping[str, str],

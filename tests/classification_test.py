@@ -342,7 +342,10 @@ class MainJobTest(parameterized.TestCase):
         reader, writer = os.pipe()
         os.close(reader)
         command = [sys.executable, "-m", "experiments.classification", "--help"]
-        done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE)
+        buffered = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
+        done = subprocess.run(
+            command, stdout=writer, stderr=subprocess.PIPE, env=buffered
+        )
         os.close(writer)
         self.assertEqual((done.returncode, done.stderr), (1, b""))
 

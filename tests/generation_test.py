@@ -216,6 +216,12 @@ class TaskTest(parameterized.TestCase):
             [(min(3, *kernel.shape),) * 2 for kernel in kernels],
         )
 
+    def test_an_energy_takes_the_place_of_the_rank(self):
+        for given, rank in (({"energy": 0.5}, 0), ({"energy": 0.5, "rank": 2}, 2)):
+            config = diffusion.Config(recipe=diffusion.Overrides(**given))
+            recipe = diffusion.resolve_recipes(config)["semu"]
+            self.assertEqual((recipe.energy, recipe.rank), (0.5, rank))
+
     def test_every_method_has_a_note_and_every_recipe_a_method(self):
         methods, notes = diffusion_recipes.METHODS, diffusion_recipes.NOTES
         self.assertLessEqual({*methods, *bench.BASELINES}, notes.keys())

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from matplotlib.patches import StepPatch
 
-from experiments import figures, files, report, tables
+from experiments import drawing, figures, files, report, tables
 from experiments import summary as summaries
 
 COLUMNS = (
@@ -441,9 +441,9 @@ class FiguresTest(parameterized.TestCase):
 
     def test_looks_differ_and_do_not_depend_on_the_subset_of_baselines(self):
         names = [f"m{i}" for i in range(13)]
-        whole = figures.looks([*BASELINES, *names])
+        whole = drawing.looks([*BASELINES, *names])
         self.assertLen(set(whole.values()), 16)
-        self.assertEqual(whole["m7"], figures.looks(["retrain", *names])["m7"])
+        self.assertEqual(whole["m7"], drawing.looks(["retrain", *names])["m7"])
 
     def test_gap_chart_sorts_and_shades_up_to_the_floor(self):
         summary = gaps(original=2.0, retrain=0.0, retrain_again=0.5, b=3.0, a=0.25)
@@ -505,7 +505,7 @@ class FiguresTest(parameterized.TestCase):
 
 
 class DocumentationTest(parameterized.TestCase):
-    @parameterized.parameters(summaries, tables, files, figures)
+    @parameterized.parameters(summaries, tables, files, drawing)
     def test_examples_print_what_they_say(self, module):
         result = doctest.testmod(module)
         self.assertGreater(result.attempted, 0)

@@ -13,7 +13,7 @@ Diffusion Guidance, https://arxiv.org/abs/2207.12598.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -97,6 +97,7 @@ def unet_for(
       177553
     """
     height = input_shape[0]
+    values: dict[str, Any]
     if height >= 32:
         values = dict(width=128, multipliers=(1, 2, 2, 2), blocks=2, dropout=0.1)
         values |= dict(attention=(height // 2,))
@@ -108,7 +109,7 @@ def unet_for(
     if width is not None:
         values["width"] = width
     values["conv_general_dilated"] = jax.lax.conv_general_dilated
-    return UNet(num_classes, input_shape, **values, rngs=rngs)  # pyright: ignore[reportArgumentType]
+    return UNet(num_classes, input_shape, **values, rngs=rngs)
 
 
 class UNet(nnx.Module):
