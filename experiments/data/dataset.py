@@ -105,7 +105,7 @@ def reading(what: str, remedy: str) -> Iterator[None]:
     """Makes a ``DataError`` of whatever a missing or damaged file raises."""
     try:
         yield
-    except (DataError, MemoryError):
+    except DataError:
         raise
     except Exception as error:  # zip, zlib, numpy and tfds raise two dozen kinds
         reason = (str(error).strip("\"' \n") or type(error).__name__).splitlines()[0]

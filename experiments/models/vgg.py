@@ -29,9 +29,9 @@ class VGG16(nnx.Module):
       rngs: Source of the initial values.
 
     Example:
-      >>> model = VGG16(10, (8, 8, 1), width=2, rngs=nnx.Rngs(0))
-      >>> model(jax.numpy.zeros((2, 8, 8, 1))).shape
-      (2, 10)
+      >>> model = nnx.eval_shape(lambda: VGG16(10, (32, 32, 3), rngs=nnx.Rngs(0)))
+      >>> sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+      14728266
     """
 
     def __init__(

@@ -38,9 +38,9 @@ class ViT(nnx.Module):
       ModelError: If patches do not tile the image.
 
     Example:
-      >>> model = ViT(10, (8, 8, 1), width=12, depth=2, rngs=nnx.Rngs(0))
-      >>> model(jnp.zeros((2, 8, 8, 1))).shape
-      (2, 10)
+      >>> model = nnx.eval_shape(lambda: ViT(10, (32, 32, 3), rngs=nnx.Rngs(0)))
+      >>> sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+      5362762
     """
 
     def __init__(
