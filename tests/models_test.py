@@ -291,6 +291,16 @@ class SizeTest(parameterized.TestCase):
         )
         self.assertEqual(count(model), published)
 
+    def test_a_strided_stem_halves_the_resolution(self):
+        for name, side in (("resnet20", 8), ("resnet20_strided", 4)):
+            factory = models.FACTORIES[name]
+
+            def stem(x, factory=factory):
+                return factory(10, (8, 8, 1), rngs=nnx.Rngs(0)).stem(x)
+
+            out = jax.eval_shape(stem, jnp.zeros((2, 8, 8, 1)))
+            self.assertEqual(out.shape, (2, side, side, 16))
+
     def test_width_shrinks_a_resnet(self):
         narrow = models.build("resnet18", 10, (32, 32, 3), width=16)
         self.assertEqual(count(narrow), 701_466)

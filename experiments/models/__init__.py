@@ -7,6 +7,7 @@
 24058
 """
 
+import functools
 import importlib
 import inspect
 import pathlib
@@ -19,7 +20,7 @@ import jax.numpy as jnp
 from flax import linen
 
 from experiments.models.border import Model, ModelError, from_linen, from_nnx
-from experiments.models.resnet import resnet18, resnet20, resnet20_strided
+from experiments.models.resnet import resnet18, resnet20
 from experiments.models.small_cnn import SmallCNN
 from experiments.models.vgg import VGG16
 from experiments.models.vit import ViT
@@ -30,7 +31,7 @@ FACTORIES: dict[str, Callable[..., Any]] = {
     "small_cnn": SmallCNN,
     "resnet18": resnet18,
     "resnet20": resnet20,
-    "resnet20_strided": resnet20_strided,
+    "resnet20_strided": functools.partial(resnet20, stem_stride=2),
     "vgg16_bn": VGG16,
     "vit_tiny": ViT,
 }

@@ -5,7 +5,7 @@ ResNet-18 has 11,173,962 parameters for 10 classes. ResNet-20 follows the paper'
 section 4.2: shortcuts without parameters (option A: stride, then zeros for the new
 channels) and 269,722 parameters, the paper's 0.27 M. The count 272,474 that one also
 meets belongs to projection shortcuts. ``width`` makes either narrower for a CPU,
-``resnet20_strided`` works at half the resolution.
+``stem_stride`` lets ResNet-20 work at half the resolution.
 
 Reference: He, Zhang, Ren and Sun (2016), Deep Residual Learning for Image Recognition,
 https://arxiv.org/abs/1512.03385.
@@ -55,6 +55,7 @@ def resnet20(
     input_shape: tuple[int, int, int],
     *,
     width: int = 16,
+    stem_stride: int = 1,
     rngs: nnx.Rngs,
 ) -> "ResNet":
     """ResNet-20: three stages of three blocks, shortcuts without parameters.
@@ -63,6 +64,7 @@ def resnet20(
       num_classes: Number of logits.
       input_shape: Shape (H, W, C) of one image.
       width: Channels of the stem; the stages have 1, 2 and 4 times as many.
+      stem_stride: Stride of the stem; 2 takes a quarter of the work, for a CPU.
       rngs: Source of the initial values.
 
     Returns:
@@ -75,41 +77,12 @@ def resnet20(
       269722
     """
     return ResNet(
-        num_classes, input_shape, (3, 3, 3), width=width, project=False, rngs=rngs
-    )
-
-
-def resnet20_strided(
-    num_classes: int,
-    input_shape: tuple[int, int, int],
-    *,
-    width: int = 16,
-    rngs: nnx.Rngs,
-) -> "ResNet":
-    """ResNet-20 whose stem has stride 2: a quarter of the work, for a CPU.
-
-    Args:
-      num_classes: Number of logits.
-      input_shape: Shape (H, W, C) of one image.
-      width: Channels of the stem; the stages have 1, 2 and 4 times as many.
-      rngs: Source of the initial values.
-
-    Returns:
-      The network, with as many parameters as :func:`resnet20`.
-
-    Example:
-      >>> def stem(x):
-      ...     return resnet20_strided(10, (8, 8, 1), rngs=nnx.Rngs(0)).stem(x)
-      >>> jax.eval_shape(stem, jnp.zeros((2, 8, 8, 1))).shape
-      (2, 4, 4, 16)
-    """
-    return ResNet(
         num_classes,
         input_shape,
         (3, 3, 3),
         width=width,
         project=False,
-        stem_stride=2,
+        stem_stride=stem_stride,
         rngs=rngs,
     )
 
