@@ -341,7 +341,12 @@ class MainJobTest(parameterized.TestCase):
     def test_a_reader_that_leaves_is_no_traceback(self):
         reader, writer = os.pipe()
         os.close(reader)
-        command = [sys.executable, "-m", "experiments.classification", "--help"]
+        # Short enough to wait in the buffer until the script is over.
+        script = (
+            "import sys; from experiments import cli; "
+            "sys.exit(cli.main(cli.StudyConfig, lambda _: print(1), 'prog', []))"
+        )
+        command = [sys.executable, "-c", script]
         buffered = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
         done = subprocess.run(
             command, stdout=writer, stderr=subprocess.PIPE, env=buffered
