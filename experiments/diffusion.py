@@ -226,7 +226,7 @@ class Generation:
         )
 
         @functools.lru_cache(maxsize=16)  # equal functions share what they compile
-        def losses(forget_weight: float = 1.0, strength: float = 1.0):
+        def losses(forget_weight=1.0, anchor=1.0, strength=1.0):
             return generation.losses(
                 self.model,
                 self.schedule,
@@ -234,6 +234,7 @@ class Generation:
                 guidance=config.guidance,
                 mirrored=dataset.augment,
                 forget_weight=forget_weight,
+                anchor=anchor,
                 strength=strength,
             )
 
@@ -261,7 +262,7 @@ class Generation:
 
     def build(self, name: str, recipe: Recipe, steps: int) -> methods.Method:
         """A method or the training of a baseline."""
-        losses = self.losses(recipe.forget_weight, recipe.strength)
+        losses = self.losses(recipe.forget_weight, recipe.anchor, recipe.strength)
         return diffusion_recipes.build(name, recipe, losses, steps)
 
     def forget_batches(self, batch_size: int, seed: int = 0) -> list[Any]:

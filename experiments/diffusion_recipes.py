@@ -34,6 +34,10 @@ class Recipe:
         True,
         "Relabelling: the next class (the released rule), not any other (the paper's).",
     )
+    anchor: float = field(
+        1.0,
+        "SEMU-anchored: weight of keeping the original's answers for other classes.",
+    )
     energy: float = field(
         0.95, "SEMU: share of the squared singular values that the bases reach."
     )
@@ -92,13 +96,14 @@ def _random_scores(loss_fn, params, batches):
     return jax.tree.unflatten(structure, scores)
 
 
-def _semu(recipe, losses, optimizer, *, method):
+def _semu(recipe, losses, optimizer, *, method, anchored=False):
     return method(
-        losses.relabelled,
+        losses.anchored if anchored else losses.relabelled,
         optimizer,
         energy=recipe.energy,
         rank=recipe.rank or None,
         basis_loss_fn=losses.guided,
+        with_original=anchored,
     )
 
 
@@ -122,6 +127,7 @@ METHODS: dict[str, Build] = {
     "salun": _salun,
     "random_mask": functools.partial(_salun, score=_random_scores),
     "semu": functools.partial(_semu, method=methods.semu),
+    "semu_anchored": functools.partial(_semu, method=methods.semu, anchored=True),
     "semu_retain": functools.partial(_semu, method=methods.semu_retain),
     "esd": lambda recipe, losses, tx: methods.esd(losses.erase, tx),
     "ufg": _ufg,
@@ -142,6 +148,7 @@ RECIPES: Mapping[str, Recipe] = {
     "salun": _RELABELLING,
     "random_mask": _RELABELLING,
     "semu": Recipe(learning_rate=7e-4, epochs=8, cosine=True, rank=9, next_class=False),
+    "semu_anchored": Recipe(learning_rate=2e-3, epochs=16, cosine=True, rank=9),
     "semu_retain": Recipe(learning_rate=3e-3, epochs=4, rank=9),
     "esd": Recipe(learning_rate=2e-4, epochs=6),
     "ufg": Recipe(epochs=3, correction=0.2),
@@ -156,6 +163,12 @@ NOTES: Mapping[str, MethodNote] = {
     **recipes.NOTES,
     "random_mask": MethodNote(
         "Random mask", "", "SalUn with a random mask of the same density: the control."
+    ),
+    "semu_anchored": MethodNote(
+        "SEMU-anchored",
+        "",
+        "SEMU that learns from the frozen original, whose answers for the other "
+        "classes it keeps on the forget images.",
     ),
     "esd": MethodNote(
         "ESD",

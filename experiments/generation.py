@@ -20,7 +20,7 @@ from experiments.cache import Cache
 from experiments.data import Dataset
 from experiments.loop import DivergedError
 from experiments.models import Model, build
-from mujax import diffusion, methods
+from mujax import diffusion, labels, methods
 
 DROPPED = 0.1  # conditions replaced by the null condition in training
 
@@ -196,12 +196,15 @@ class Losses(NamedTuple):
       noise: of denoising, with conditions dropped.
       guided: of denoising by the guided output, for saliency and bases.
       relabelled: ``noise``, where a changed label's prediction is the target.
-      erase: ESD's, ``(params, original, model_state, batch, key)``.
+      anchored: the original's prediction for a changed label is the target, and that
+        for any other class is kept; a ``mujax.methods.PairLossFn``.
+      erase: ESD's, another one.
     """
 
     noise: Any
     guided: Any
     relabelled: Any
+    anchored: Any
     erase: Any
 
 
@@ -213,6 +216,7 @@ def losses(
     guidance: float,
     mirrored: bool,
     forget_weight: float,
+    anchor: float,
     strength: float,
 ) -> Losses:
     """The losses of a U-Net; a key that is None is drawn from the batch's indices.
@@ -224,6 +228,7 @@ def losses(
       guidance: strength of the guidance that ``guided`` looks at.
       mirrored: mirror images at random in training.
       forget_weight: of a relabelled example beside a retained one.
+      anchor: weight of what ``anchored`` keeps beside what it changes.
       strength: of ESD's guidance.
     """
 
@@ -276,6 +281,23 @@ def losses(
             weights=batch["weight"] * jnp.where(changed, forget_weight, 1.0),
         )
 
+    def anchored(params, original, model_state, batch, key):
+        x0, predict, key, drop_key = prepare(batch, key, train=False)
+        true, new = batch["true_label"], batch["label"]
+        other = labels.random_labels(drop_key, true, null)
+        other = diffusion.drop_condition(drop_key, other, DROPPED, null)
+
+        def match(condition, target):
+            return mean(
+                functools.partial(diffusion.match_loss, teacher_params=original),
+                *(predict, params, schedule, x0, condition, target, key),
+                model_state=model_state,
+                weights=batch["weight"],
+            )
+
+        (changed, rest), (kept, _) = match(true, new), match(other, other)
+        return changed + anchor * kept, rest
+
     def erase(params, original, model_state, batch, key):
         x0, predict, key, _ = prepare(batch, key, train=True)
         true = batch["true_label"]
@@ -286,4 +308,4 @@ def losses(
             weights=batch["weight"],
         )
 
-    return Losses(noise, guided, relabelled, erase)
+    return Losses(noise, guided, relabelled, anchored, erase)

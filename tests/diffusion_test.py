@@ -253,17 +253,19 @@ class LossTest(parameterized.TestCase):
         self.assertEqual(loss.dtype, jnp.float32)
         np.testing.assert_allclose(loss, wanted, rtol=1e-4)
 
-    def test_match_loss_formula(self):
+    @parameterized.parameters(None, 0.2)
+    def test_match_loss_formula(self, teacher):
         calls, others = [], 1 - self.labels
         loss = diffusion.match_loss(
             record(calls), 0.7, SCHEDULE, self.x0, self.labels, others, KEY,
-            weights=self.weights,
+            teacher_params=teacher, weights=self.weights,
         )  # fmt: skip
         (x, t, c), (x_again, t_again, c_again) = calls
         np.testing.assert_array_equal(x, x_again)  # student and teacher see the same
         np.testing.assert_array_equal(t, t_again)
         np.testing.assert_array_equal(c + c_again, 1)
-        error = np.asarray(cheap(0.7, x, t, self.labels) - cheap(0.7, x, t, others))
+        answer = cheap(0.7 if teacher is None else teacher, x, t, others)
+        error = np.asarray(cheap(0.7, x, t, self.labels) - answer)
         wanted = np.average((error**2).sum((1, 2, 3)), weights=self.weights)
         np.testing.assert_allclose(loss, wanted, rtol=1e-5)
 

@@ -180,6 +180,30 @@ class TaskTest(parameterized.TestCase):
         changed, _ = losses.relabelled(self.params, (), self.batch, KEY)
         self.assertNotAlmostEqual(float(changed), float(noise), places=3)
 
+    def test_anchored_keeps_what_it_does_not_change(self):
+        losses = self.task.losses(anchor=2.0)
+        rng = np.random.default_rng(0)
+        moved = jax.tree.map(
+            lambda p: p + 0.1 * rng.normal(size=p.shape).astype(p.dtype), self.params
+        )
+        own = self.batch | {"label": self.batch["true_label"]}
+        unmoved, _ = losses.anchored(self.params, self.params, (), own, KEY)
+        self.assertEqual(unmoved, 0)
+        parts = {
+            (anchor, name): float(
+                self.task.losses(anchor=anchor).anchored(*models, (), batch, KEY)[0]
+            )
+            for anchor in (0.0, 2.0)
+            for name, models, batch in (
+                ("moved", (moved, self.params), self.batch),
+                ("there", (self.params, self.params), self.batch),
+            )
+        }
+        # Where nothing moved nothing is kept; elsewhere the anchor adds to the change.
+        self.assertEqual(parts[2.0, "there"], parts[0.0, "there"])
+        self.assertGreater(parts[2.0, "there"], 0)
+        self.assertGreater(parts[2.0, "moved"], parts[0.0, "moved"])
+
     def test_noise_without_a_key_comes_from_the_indices(self):
         guided = self.task.losses().guided
         loss, again, other = (
@@ -227,7 +251,7 @@ class TaskTest(parameterized.TestCase):
         self.assertLessEqual({*methods, *bench.BASELINES}, notes.keys())
         self.assertLessEqual(diffusion_recipes.RECIPES.keys(), methods.keys())
 
-    @parameterized.parameters("salun", "semu", "esd", "ufg")
+    @parameterized.parameters("salun", "semu", "semu_anchored", "esd", "ufg")
     def test_steps_are_those_of_one_device_and_lower_elsewhere(self, name):
         method = self.task.build(name, diffusion_recipes.Recipe(), 10)
         batch = jax.tree.map(lambda x: x[:24], self.batch)

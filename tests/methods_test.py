@@ -624,6 +624,29 @@ class StatisticsTest(parameterized.TestCase):
         state, _, _ = run(method, started(method), [tiny_batch(5)])
         self.assertEqual(bits(state.model_state), bits(tiny_state()))
 
+    def test_semus_loss_may_look_at_the_original(self):
+        """Against plain SEMU on the loss with the original in its closure."""
+        original, batches = tiny_params(), [tiny_batch(i) for i in range(3)]
+
+        def pair_loss(params, first, model_state, batch, key):
+            loss, rest = EVAL(params, model_state, batch, key)
+            moved = jax.tree.map(lambda p, o: jnp.sum((p - o) ** 2), params, first)
+            return loss + 0.1 * jax.tree.reduce(jnp.add, moved), rest
+
+        def closed(params, model_state, batch, key):
+            return pair_loss(params, original, model_state, batch, key)
+
+        trained = {}
+        for with_original, loss_fn in ((True, pair_loss), (False, closed)):
+            method = methods.semu(
+                loss_fn, sgd(), basis_loss_fn=EVAL, with_original=with_original
+            )
+            state, losses, _ = run(method, started(method), batches)
+            trained[with_original] = method.finish(state)[0]
+            first, _ = EVAL(original, tiny_state(), batches[0], None)
+            self.assertAlmostEqual(losses[0], float(first), places=5)
+        chex.assert_trees_all_close(trained[True], trained[False], atol=1e-6)
+
 
 class MaskTest(parameterized.TestCase):
     """A mask plugs into every method, and frozen weights keep their bits."""
@@ -767,6 +790,11 @@ class ErrorsTest(parameterized.TestCase):
             "pieces",
             lambda: methods.with_data(build("ufg"), microbatch_size=2),
             "microbatch_size, which the method's step is built with",
+        ),
+        (
+            "original",
+            lambda: methods.semu(EVAL, sgd(), with_original=True),
+            "without basis_loss_fn",
         ),
         ("saliency", lambda: build("salun").init(tiny_params()), "SalUn's saliency"),
         ("bases", lambda: build("semu").init(tiny_params()), "SEMU's bases"),

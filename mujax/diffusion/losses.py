@@ -113,6 +113,7 @@ def match_loss(
     target_condition: PyTree,
     key: jax.Array,
     *,
+    teacher_params: PyTree | None = None,
     weights: jax.Array | None = None,
     pixel_reduction: Reduction = jnp.sum,
 ) -> jax.Array:
@@ -121,9 +122,11 @@ def match_loss(
     .. math:: \lVert \epsilon_\theta(x_t, t, c)
        - \mathrm{sg}[\epsilon_\theta(x_t, t, c')] \rVert^2
 
-    Student and teacher have the same parameters and see the same :math:`x_t` and t;
-    gradients pass through the student alone. The released program takes the mean over
-    pixels here and the sum in :func:`noise_loss`.
+    Student and teacher have the same parameters, or the teacher has its own such as
+    the original's, and see the same :math:`x_t` and t; gradients pass through the
+    student alone. With a teacher of its own and c' = c the student is held to it. The
+    released program takes the mean over pixels here and the sum in
+    :func:`noise_loss`.
 
     Args:
       predict: The network.
@@ -132,6 +135,7 @@ def match_loss(
       x0: Data of the forgotten condition, (N, ...).
       condition: c, the forgotten condition, a pytree of arrays (N, ...).
       target_condition: c', another condition, the same pytree.
+      teacher_params: The teacher's parameters; None takes ``params``.
       key: A typed key for steps and noise.
       weights: As in :func:`noise_loss`.
       pixel_reduction: As in :func:`noise_loss`.
@@ -150,8 +154,10 @@ def match_loss(
       `Fan et al. (2024) <https://arxiv.org/abs/2310.12508>`_, equation 7.
     """
     x_t, t, _ = _diffuse(schedule, x0, key)
-    teacher = jax.lax.stop_gradient(call(predict, params, x_t, t, target_condition))
-    error = call(predict, params, x_t, t, condition) - teacher
+    if teacher_params is None:
+        teacher_params = params
+    target = call(predict, teacher_params, x_t, t, target_condition)
+    error = call(predict, params, x_t, t, condition) - jax.lax.stop_gradient(target)
     return _mean_square(error, weights, pixel_reduction)
 
 

@@ -8,6 +8,7 @@ from mujax.methods.base import RETAIN as RETAIN
 from mujax.methods.base import DataUse as DataUse
 from mujax.methods.base import LossFn as LossFn
 from mujax.methods.base import Method as Method
+from mujax.methods.base import PairLossFn as PairLossFn
 from mujax.methods.base import State as State
 from mujax.methods.base import StepInfo as StepInfo
 from mujax.methods.base import plain_loss as plain_loss

@@ -45,6 +45,22 @@ class LossFn(Protocol):
         ...
 
 
+class PairLossFn(Protocol):
+    """A :class:`LossFn` that is also given the original parameters."""
+
+    def __call__(
+        self,
+        params: PyTree,
+        original: PyTree,
+        model_state: PyTree,
+        batch: PyTree,
+        key: jax.Array | None,
+        /,
+    ) -> tuple[jax.Array, tuple[PyTree, Any]]:
+        """Returns ``(loss, (model_state, aux))``."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
 class DataUse:
     """What a method reads: a value for a training loop to follow.
@@ -184,13 +200,14 @@ def start_from_params(params, model_state, forget_batches, mask) -> Start:
 
 
 def descend(
-    loss_fn: LossFn,
+    loss_fn: Callable[..., tuple[jax.Array, tuple[PyTree, Any]]],
     optimizer: optax.GradientTransformation,
     data_use: DataUse,
     *,
     sign: float = 1.0,
     start: Callable[..., Start] = start_from_params,
     merge: Callable[[PyTree, PyTree], PyTree] = lambda trained, fixed: trained,
+    original: Callable[[PyTree], PyTree] | None = None,
     moves_statistics: bool = True,
     forget_loss_fn: LossFn | None = None,
     refresh_every: int = 1,
@@ -199,12 +216,14 @@ def descend(
     r"""The engine: masked optimiser steps on a loss, with one gradient or with two.
 
     Args:
-      loss_fn: loss of the batch that comes with a step.
+      loss_fn: loss of the batch that comes with a step, a :class:`LossFn`.
       optimizer: any optax transform; with two gradients it is given ``forget_grads``.
       data_use: what to feed the steps.
       sign: -1 ascends the loss.
       start: ``(params, model_state, forget_batches, mask) -> Start``.
       merge: ``(trained, fixed) -> params``.
+      original: ``fixed -> params`` before the first step; if given, ``loss_fn`` is a
+        :class:`PairLossFn` that sees them.
       moves_statistics: keep the model state that the loss returns.
       forget_loss_fn: if given, each step also computes the forgetting gradient
         :math:`\nabla(-\ell)` of this loss on ``forget_batch``.
@@ -249,8 +268,10 @@ def descend(
         retain_key, forget_key = (None, None) if key is None else jax.random.split(key)
 
         def objective(trained):
-            params = merge(trained, state.fixed)
-            loss, rest = loss_fn(params, state.model_state, batch, retain_key)
+            seen = (merge(trained, state.fixed),)
+            if original is not None:
+                seen += (original(state.fixed),)
+            loss, rest = loss_fn(*seen, state.model_state, batch, retain_key)
             return sign * _mean_over(axis_name, loss), rest
 
         (loss, (model_state, aux)), grads = jax.value_and_grad(objective, has_aux=True)(

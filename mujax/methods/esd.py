@@ -7,33 +7,13 @@ The loss looks at the trained parameters and at the frozen original ones; with
 original, guided away from it, would. No retain data.
 """
 
-from typing import Any, Protocol
-
-import jax
 import optax
 
-from mujax._trees import PyTree
 from mujax.methods import base
 
 
-class PairLossFn(Protocol):
-    """A :class:`mujax.methods.LossFn` that is also given the original parameters."""
-
-    def __call__(
-        self,
-        params: PyTree,
-        original: PyTree,
-        model_state: PyTree,
-        batch: PyTree,
-        key: jax.Array | None,
-        /,
-    ) -> tuple[jax.Array, tuple[PyTree, Any]]:
-        """Returns ``(loss, (model_state, aux))``."""
-        ...
-
-
 def esd(
-    loss_fn: PairLossFn,
+    loss_fn: base.PairLossFn,
     optimizer: optax.GradientTransformation,
     *,
     axis_name: str | None = None,
@@ -64,20 +44,15 @@ def esd(
       `Gandikota et al. (2023) <https://arxiv.org/abs/2303.07345>`_.
     """
 
-    def pair_loss(pair, model_state, batch, key):
-        params, original = pair
-        return loss_fn(params, original, model_state, batch, key)
-
     def start(params, model_state, forget_batches, mask):
         del model_state, forget_batches
         return base.Start(params, params, mask)
 
-    method = base.descend(
-        pair_loss,
+    return base.descend(
+        loss_fn,
         optimizer,
         base.DataUse(passes=((base.FORGET,),)),
         start=start,
-        merge=lambda params, original: (params, original),
+        original=lambda fixed: fixed,
         axis_name=axis_name,
     )
-    return method._replace(finish=lambda state: (state.trained, state.model_state))

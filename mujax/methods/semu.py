@@ -22,13 +22,14 @@ from mujax.methods import base
 
 
 def semu(
-    loss_fn: base.LossFn,
+    loss_fn: base.LossFn | base.PairLossFn,
     optimizer: optax.GradientTransformation,
     *,
     energy: float = 0.95,
     orthogonal: bool = True,
     eval_loss_fn: base.LossFn | None = None,
     basis_loss_fn: base.LossFn | None = None,
+    with_original: bool = False,
     axis_name: str | None = None,
     **basis_options: Any,
 ) -> base.Method:
@@ -47,11 +48,17 @@ def semu(
       eval_loss_fn: the loss in evaluation mode, used throughout; ``loss_fn`` if None.
       basis_loss_fn: the loss whose gradient gives the bases, where it is another, such
         as a diffusion model's loss on guided outputs.
+      with_original: the loss is a :class:`mujax.methods.PairLossFn`, also given the
+        original parameters, so that it can hold the model to their answers; then
+        ``basis_loss_fn`` is needed.
       axis_name: mapped axis to average over.
       **basis_options: passed to :func:`mujax.subspace.svd_bases`, such as ``rank``.
 
     Returns:
       The method; reads the forget set, relabelled every epoch; the statistics stay.
+
+    Raises:
+      ValueError: ``with_original`` came without ``basis_loss_fn``.
 
     Example:
       >>> def loss_fn(params, model_state, batch, key):
@@ -75,19 +82,21 @@ def semu(
         energy=energy,
         orthogonal=orthogonal,
         basis_loss_fn=basis_loss_fn,
+        with_original=with_original,
         axis_name=axis_name,
         **basis_options,
     )
 
 
 def semu_retain(
-    loss_fn: base.LossFn,
+    loss_fn: base.LossFn | base.PairLossFn,
     optimizer: optax.GradientTransformation,
     *,
     energy: float = 0.95,
     orthogonal: bool = True,
     eval_loss_fn: base.LossFn | None = None,
     basis_loss_fn: base.LossFn | None = None,
+    with_original: bool = False,
     axis_name: str | None = None,
     **basis_options: Any,
 ) -> base.Method:
@@ -113,6 +122,7 @@ def semu_retain(
         energy=energy,
         orthogonal=orthogonal,
         basis_loss_fn=basis_loss_fn,
+        with_original=with_original,
         axis_name=axis_name,
         **basis_options,
     )
@@ -126,10 +136,16 @@ def _semu(
     energy,
     orthogonal,
     basis_loss_fn,
+    with_original,
     axis_name,
     **basis_options,
 ):
     """Both forms; they differ in the data that an epoch reads."""
+    if with_original and basis_loss_fn is None:
+        raise ValueError(
+            "Got with_original=True without basis_loss_fn: give the loss of the "
+            "parameters alone whose gradient gives the bases."
+        )
 
     def start(params, model_state, forget_batches, mask):
         batches = base.need_forget_batches(forget_batches, "SEMU's bases")
@@ -157,6 +173,7 @@ def _semu(
         ),
         start=start,
         merge=merge,
+        original=(lambda fixed: fixed[0]) if with_original else None,
         moves_statistics=False,
         axis_name=axis_name,
     )
