@@ -226,7 +226,7 @@ class Generation:
         )
 
         @functools.lru_cache(maxsize=16)  # equal functions share what they compile
-        def losses(forget_weight=1.0, anchor=1.0, strength=1.0):
+        def losses(forget_weight=1.0, anchor=3.0, strength=1.0):
             return generation.losses(
                 self.model,
                 self.schedule,

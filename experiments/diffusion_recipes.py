@@ -35,7 +35,7 @@ class Recipe:
         "Relabelling: the next class (the released rule), not any other (the paper's).",
     )
     anchor: float = field(
-        1.0,
+        3.0,
         "SEMU-anchored: weight of keeping the original's answers for other classes.",
     )
     energy: float = field(
@@ -148,7 +148,7 @@ RECIPES: Mapping[str, Recipe] = {
     "salun": _RELABELLING,
     "random_mask": _RELABELLING,
     "semu": Recipe(learning_rate=7e-4, epochs=8, cosine=True, rank=9, next_class=False),
-    "semu_anchored": Recipe(learning_rate=2e-3, epochs=16, cosine=True, rank=9),
+    "semu_anchored": Recipe(learning_rate=2e-3, epochs=24, cosine=True, rank=9),
     "semu_retain": Recipe(learning_rate=3e-3, epochs=4, rank=9),
     "esd": Recipe(learning_rate=2e-4, epochs=6),
     "ufg": Recipe(epochs=3, correction=0.2),
