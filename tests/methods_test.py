@@ -20,17 +20,6 @@ from mujax import labels, methods, saliency, subspace, transforms
 from mujax._trees import select
 from tests import reference
 
-
-def setup_module():
-    """Nearly all the time here goes into compiling; this saves a third of it."""
-    jax.config.update("jax_disable_most_optimizations", True)
-
-
-def teardown_module():
-    """As it was for the other files."""
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 # A small network with one kernel of each kind and a running mean, and its data.
 
 

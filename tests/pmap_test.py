@@ -20,16 +20,6 @@ from tests import methods_test as small
 REPLICAS = 8
 
 
-def setup_module():
-    """Nearly all the time here goes into compiling; this saves a third of it."""
-    jax.config.update("jax_disable_most_optimizations", True)
-
-
-def teardown_module():
-    """As it was for the other files."""
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def replicated_method(name):
     """A method of the table that averages over the axis ``batch``."""
     loss_fn = small.tiny_loss(train=True, axis_name="batch")

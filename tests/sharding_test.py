@@ -17,16 +17,6 @@ from tests import methods_test as small
 LAYOUTS = (("replicated", False), ("by_output_channel", True))
 
 
-def setup_module():
-    """Nearly all the time here goes into compiling; this saves a third of it."""
-    jax.config.update("jax_disable_most_optimizations", True)
-
-
-def teardown_module():
-    """As it was for the other files."""
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 class ShardingTest(parameterized.TestCase):
     """Each test computes on one device and on a mesh of 4 × 2."""
 
