@@ -7,7 +7,11 @@ import contextlib
 import functools
 import io
 import json
+import os
 import pathlib
+import signal
+import subprocess
+import sys
 import tempfile
 from unittest import mock
 
@@ -16,6 +20,7 @@ from absl.testing import absltest, parameterized
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+import experiments
 from experiments import (
     bench,
     classification,
@@ -186,6 +191,18 @@ class CommandLineTest(parameterized.TestCase):
         self.run_job(
             ["--dataset", "npz:own.npz", "--scenario", scenario, *flags, "--out", out]
         )
+
+    def test_an_interruption_while_it_imports_shows_no_traceback(self):
+        (self.folder / "jax.py").write_text("raise KeyboardInterrupt")
+        child = subprocess.run(
+            [sys.executable, "-m", "experiments.classification"],
+            cwd=pathlib.Path(experiments.__file__).parents[1],
+            env=os.environ | {"PYTHONPATH": str(self.folder)},
+            capture_output=True,
+            text=True,
+        )
+        self.assertEqual(child.stderr, "\nInterrupted: the same command goes on.\n")
+        self.assertEqual(child.returncode, -signal.SIGINT)
 
 
 JSON = st.recursive(
