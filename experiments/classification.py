@@ -124,16 +124,18 @@ class Config(cli.StudyConfig):
             "class": self.forget_class,
             "indices": self.forget_indices.stem if self.forget_indices else "",
         }[self.scenario]
-        model = self.model if self.width is None else f"{self.model}_{self.width}"
-        return f"{self.dataset}-{model}-{self.scenario}-{detail}"
+        return f"{self._kind}-{detail}"
 
     @property
-    def recipe_tasks(self) -> list[str]:
-        """Names of the searched recipes that fit, the most specific first."""
-        general = f"{self.dataset}-{self.scenario}"
-        if self.scenario == "random":
-            return [f"{general}-{self.forget_fraction:g}", general]
-        return [general]
+    def recipe_task(self) -> str:
+        """Name of the searched recipes; those of one class serve every class."""
+        share = f"-{self.forget_fraction:g}" if self.scenario == "random" else ""
+        return f"{self._kind}{share}"
+
+    @property
+    def _kind(self) -> str:
+        model = self.model if self.width is None else f"{self.model}_{self.width}"
+        return f"{self.dataset}-{model}-{self.scenario}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -174,7 +176,7 @@ def resolve_recipes(config: Config) -> dict[str, recipes.Recipe]:
         **{
             name: cli.override(recipe, config.recipe, "recipe")
             for name, recipe in recipes.searched(
-                config.recipe_tasks, config.recipes
+                config.recipe_task, config.recipes
             ).items()
         },
     }

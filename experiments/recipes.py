@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import json
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import optax
@@ -279,28 +279,25 @@ CONFIGS = pathlib.Path(__file__).parent / "configs"
 """Searched recipes, one file a task; ``python -m experiments.tune`` writes them."""
 
 
-def searched(
-    tasks: Sequence[str], path: pathlib.Path | None = None
-) -> dict[str, Recipe]:
-    """The recipe of every method: the searched one, or the defaults.
+def searched(task: str, path: pathlib.Path | None = None) -> dict[str, Recipe]:
+    """The recipe of every method: the searched one, or the published numbers.
 
     Args:
-      tasks: names of files in ``configs``, the most specific first.
-      path: a file of recipes to take instead.
+      task: name of a file in ``configs``, which need not exist.
+      path: a file of recipes to take instead, which must.
 
     Raises:
       RecipeError: the file is not one of recipes.
     """
-    known = [CONFIGS / f"{task}.json" for task in reversed(tasks)]
-    paths = [path] if path else filter(pathlib.Path.exists, known)
     found: dict[str, Recipe] = {name: Recipe() for name in METHODS}
-    for source in paths:
-        try:
-            entries = json.loads(source.read_text())
-            found |= {name: Recipe(**e["recipe"]) for name, e in entries.items()}
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise RecipeError(
-                f"{source} is not a file of recipes ({error}). Give one that "
-                "experiments.tune wrote."
-            ) from error
-    return found
+    source = path or {file.stem: file for file in CONFIGS.glob("*.json")}.get(task)
+    if source is None:
+        return found
+    try:
+        entries = json.loads(source.read_text())
+        return found | {name: Recipe(**e["recipe"]) for name, e in entries.items()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise RecipeError(
+            f"{source} is not a file of recipes ({error}). Give one that "
+            "experiments.tune wrote."
+        ) from error

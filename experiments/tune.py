@@ -140,7 +140,7 @@ def search(config: Config) -> None:
             "--scenario indices: its indices mean other images once a validation set "
             "is split off. Search on --scenario random with a like --forget-fraction."
         )
-    path = config.recipes or recipes.CONFIGS / f"{config.recipe_tasks[0]}.json"
+    path = config.recipes or recipes.CONFIGS / f"{config.recipe_task}.json"
     if not path.parent.is_dir():
         raise cli.ConfigError(
             f"There is no folder {path.parent} for the recipes: say with --recipes "

@@ -370,6 +370,23 @@ class ConfigTest(parameterized.TestCase):
         for name, recipe in classification.resolve_recipes(config).items():
             self.assertEqual(recipe.density, 0.5 if name == "training" else 0.25)
 
+    def test_searched_recipes_belong_to_one_model(self):
+        found = classification.resolve_recipes(classification.Config())
+        self.assertNotEqual(found["salun"], recipes.Recipe())
+        for config in (
+            classification.Config(model="resnet20"),
+            classification.Config(width=8),
+            classification.Config(forget_fraction=0.2),
+        ):
+            other = classification.resolve_recipes(config)
+            self.assertEqual(other["salun"], recipes.Recipe())
+
+    def test_every_searched_recipe_can_be_read(self):
+        for file in recipes.CONFIGS.glob("*.json"):
+            found = recipes.searched(file.stem)
+            self.assertNotEqual(found, recipes.searched("no such task"), file)
+            self.assertLessEqual(json.loads(file.read_text()).keys(), found.keys())
+
 
 if __name__ == "__main__":
     absltest.main()
