@@ -182,12 +182,13 @@ def search(config: Config) -> None:
                 log.optimize(
                     _objective(name, benches, seeds[: config.seeds], config),
                     n_trials=missing,
-                    callbacks=[_forget_compiled],
+                    callbacks=[_every_eighth],
                 )
             further = seeds[config.seeds :] or seeds
             best, gap = _decide(name, benches, further, log, config.finalists)
             _keep(path, name, best, gap, len(_finished(log)))
             print(f"{name}: gap {gap:.2f} with {best.params}", flush=True)
+            _forget_compiled()
 
 
 def _objective(
@@ -261,11 +262,15 @@ def _gap(bench, name: str, seed: int, reference: dict[str, Any]) -> float:
         return WORST
 
 
-def _forget_compiled(study: optuna.Study, trial: FrozenTrial) -> None:
-    """Drops old trials' programs: a process may hold only so many memory maps."""
+def _every_eighth(study: optuna.Study, trial: FrozenTrial) -> None:
     if trial.number % 8 == 7:
-        loop.clear_cache()
-        jax.clear_caches()
+        _forget_compiled()
+
+
+def _forget_compiled() -> None:
+    """Drops old trials' programs: a process may hold only so many memory maps."""
+    loop.clear_cache()
+    jax.clear_caches()
 
 
 def _keep(
