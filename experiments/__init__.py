@@ -8,13 +8,16 @@ import sys
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
-def _stay_quiet(kind, value, trace):
-    """Reports an exception, but for Ctrl-C, which is no error of ours."""
+_report = sys.excepthook
+
+
+def _report_unless_interrupted(kind, value, trace):
+    """Ctrl-C is no error: a line says that it came."""
     if issubclass(kind, KeyboardInterrupt):
-        print("\nInterrupted: the same command goes on.", file=sys.stderr)
+        print("\nInterrupted.", file=sys.stderr)
     else:
-        sys.__excepthook__(kind, value, trace)
+        _report(kind, value, trace)
 
 
 if sys.argv[:1] == ["-m"]:  # a command, whose imports take seconds
-    sys.excepthook = _stay_quiet
+    sys.excepthook = _report_unless_interrupted

@@ -226,7 +226,11 @@ class Generation:
         )
 
         @functools.lru_cache(maxsize=16)  # equal functions share what they compile
-        def losses(forget_weight=1.0, anchor=3.0, strength=1.0):
+        def losses(
+            forget_weight: float = Recipe.forget_weight,
+            anchor: float = Recipe.anchor,
+            strength: float = Recipe.strength,
+        ):
             return generation.losses(
                 self.model,
                 self.schedule,
@@ -262,7 +266,11 @@ class Generation:
 
     def build(self, name: str, recipe: Recipe, steps: int) -> methods.Method:
         """A method or the training of a baseline."""
-        losses = self.losses(recipe.forget_weight, recipe.anchor, recipe.strength)
+        losses = self.losses(
+            forget_weight=recipe.forget_weight,
+            anchor=recipe.anchor,
+            strength=recipe.strength,
+        )
         return diffusion_recipes.build(name, recipe, losses, steps)
 
     def forget_batches(self, batch_size: int, seed: int = 0) -> list[Any]:

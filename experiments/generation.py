@@ -196,8 +196,9 @@ class Losses(NamedTuple):
       noise: of denoising, with conditions dropped.
       guided: of denoising by the guided output, for saliency and bases.
       relabelled: ``noise``, where a changed label's prediction is the target.
-      anchored: the original's prediction for a changed label is the target, and that
-        for any other class is kept; a ``mujax.methods.PairLossFn``.
+      anchored: the original's prediction for the changed label is the target, and
+        those for the other classes and the null one are kept; a
+        ``mujax.methods.PairLossFn``.
       erase: ESD's, another one.
     """
 
@@ -282,9 +283,10 @@ def losses(
         )
 
     def anchored(params, original, model_state, batch, key):
-        x0, predict, key, drop_key = prepare(batch, key, train=False)
+        x0, predict, key, drop_key = prepare(batch, key, train=True)
         true, new = batch["true_label"], batch["label"]
-        other = labels.random_labels(drop_key, true, null)
+        label_key, drop_key = jax.random.split(drop_key)
+        other = labels.random_labels(label_key, true, null)
         other = diffusion.drop_condition(drop_key, other, DROPPED, null)
 
         def match(condition, target):

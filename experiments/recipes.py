@@ -280,7 +280,7 @@ CONFIGS = pathlib.Path(__file__).parent / "configs"
 
 
 def searched(task: str, path: pathlib.Path | None = None) -> dict[str, Recipe]:
-    """The recipe of every method: the searched one, or the published numbers.
+    """The recipe of every method: the searched one, or the defaults.
 
     Args:
       task: name of a file in ``configs``, which need not exist.

@@ -201,7 +201,7 @@ class CommandLineTest(parameterized.TestCase):
             capture_output=True,
             text=True,
         )
-        self.assertEqual(child.stderr, "\nInterrupted: the same command goes on.\n")
+        self.assertEqual(child.stderr, "\nInterrupted.\n")
         self.assertEqual(child.returncode, -signal.SIGINT)
 
 

@@ -381,11 +381,27 @@ class ConfigTest(parameterized.TestCase):
             other = classification.resolve_recipes(config)
             self.assertEqual(other["salun"], recipes.Recipe())
 
-    def test_every_searched_recipe_can_be_read(self):
-        for file in recipes.CONFIGS.glob("*.json"):
-            found = recipes.searched(file.stem)
-            self.assertNotEqual(found, recipes.searched("no such task"), file)
-            self.assertLessEqual(json.loads(file.read_text()).keys(), found.keys())
+    def test_every_file_of_recipes_serves_a_configuration(self):
+        c = classification.Config
+        served = {
+            config.recipe_task: config
+            for config in (
+                c(),
+                c(scenario="class", forget_class="3"),
+                c(dataset="fashion_mnist"),
+                c(dataset="fashion_mnist", forget_fraction=0.5),
+                c(dataset="fashion_mnist", scenario="class", forget_class="4"),
+                c(dataset="cifar10", model="resnet20_strided", width=8),
+            )
+        }
+        files = {file.stem: file for file in recipes.CONFIGS.glob("*.json")}
+        self.assertCountEqual(files, served)
+        for name, config in served.items():
+            found = classification.resolve_recipes(config)
+            entries = json.loads(files[name].read_text())
+            self.assertLessEqual(entries.keys(), found.keys())
+            for method, entry in entries.items():
+                self.assertEqual(found[method], recipes.Recipe(**entry["recipe"]))
 
 
 if __name__ == "__main__":

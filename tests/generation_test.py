@@ -204,6 +204,33 @@ class TaskTest(parameterized.TestCase):
         self.assertGreater(parts[2.0, "there"], 0)
         self.assertGreater(parts[2.0, "moved"], parts[0.0, "moved"])
 
+    def test_anchored_keeps_the_other_classes_and_the_null_one(self):
+        asked = []
+
+        def network(model, *, train, key):
+            del model, train, key
+
+            def predict(params, x, t, condition):
+                asked.append(np.asarray(condition))
+                return params["last"]["bias"].reshape(x.shape[1:]) + 0 * x
+
+            return predict
+
+        with mock.patch.object(generation, "network", network):
+            losses = self.task.losses()
+            for i in range(20):
+                key = jax.random.fold_in(KEY, i)
+                losses.anchored(self.params, self.params, (), self.batch, key)
+        true, null = np.asarray(self.batch["true_label"]), self.task.dataset.num_classes
+        self.assertLen(asked, 80)  # a teacher and a student, twice
+        for student in asked[1::4]:
+            np.testing.assert_array_equal(student, true)
+        kept = np.concatenate(asked[2::4])
+        np.testing.assert_array_equal(kept, np.concatenate(asked[3::4]))
+        counts = np.bincount(kept, minlength=null + 1)
+        self.assertEqual(counts[self.task.forgotten], 0)
+        self.assertTrue(counts[:null].sum() > 8 * counts[null] > 0, counts)
+
     def test_noise_without_a_key_comes_from_the_indices(self):
         guided = self.task.losses().guided
         loss, again, other = (

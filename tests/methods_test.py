@@ -613,7 +613,8 @@ class StatisticsTest(parameterized.TestCase):
         state, _, _ = run(method, started(method), [tiny_batch(5)])
         self.assertEqual(bits(state.model_state), bits(tiny_state()))
 
-    def test_semus_loss_may_look_at_the_original(self):
+    @parameterized.parameters(methods.semu, methods.semu_retain)
+    def test_semus_loss_may_look_at_the_original(self, semu):
         """Against plain SEMU on the loss with the original in its closure."""
         original, batches = tiny_params(), [tiny_batch(i) for i in range(3)]
 
@@ -627,7 +628,7 @@ class StatisticsTest(parameterized.TestCase):
 
         trained = {}
         for with_original, loss_fn in ((True, pair_loss), (False, closed)):
-            method = methods.semu(
+            method = semu(
                 loss_fn, sgd(), basis_loss_fn=EVAL, with_original=with_original
             )
             state, losses, _ = run(method, started(method), batches)

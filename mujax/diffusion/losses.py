@@ -120,12 +120,12 @@ def match_loss(
     r"""SalUn's forgetting loss: answer one condition as another is answered.
 
     .. math:: \lVert \epsilon_\theta(x_t, t, c)
-       - \mathrm{sg}[\epsilon_\theta(x_t, t, c')] \rVert^2
+       - \mathrm{sg}[\epsilon_{\theta'}(x_t, t, c')] \rVert^2
 
-    Student and teacher have the same parameters, or the teacher has its own such as
-    the original's, and see the same :math:`x_t` and t; gradients pass through the
-    student alone. With a teacher of its own and c' = c the student is held to it. The
-    released program takes the mean over pixels here and the sum in
+    Student and teacher see the same :math:`x_t` and t, and have the same parameters,
+    :math:`\theta' = \theta`, or the teacher has its own, such as the original's (with
+    c' = c the student is then held to its answers). Gradients pass through the student
+    alone. The released program takes the mean over pixels here and the sum in
     :func:`noise_loss`.
 
     Args:
@@ -135,8 +135,8 @@ def match_loss(
       x0: Data of the forgotten condition, (N, ...).
       condition: c, the forgotten condition, a pytree of arrays (N, ...).
       target_condition: c', another condition, the same pytree.
-      teacher_params: The teacher's parameters; None takes ``params``.
       key: A typed key for steps and noise.
+      teacher_params: :math:`\theta'`; None takes ``params``.
       weights: As in :func:`noise_loss`.
       pixel_reduction: As in :func:`noise_loss`.
 

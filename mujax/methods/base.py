@@ -11,7 +11,8 @@ A method is a triple of pure functions and a value::
 seeds, shard it, or build the method with ``axis_name`` and put it under ``pmap`` or
 ``shard_map`` with the state replicated. A loss is
 ``loss_fn(params, model_state, batch, key) -> (loss, (model_state, aux))``, the mean
-over the batch; methods that need an evaluation mode take a second one.
+over the batch; methods that need an evaluation mode take a second one, and those that
+compare with the original model give its parameters after ``params``.
 """
 
 import dataclasses
@@ -96,7 +97,8 @@ class State(NamedTuple):
 
     Attributes:
       trained: what the optimiser moves: the parameters, or SEMU's cores.
-      fixed: what turns ``trained`` into parameters, or empty.
+      fixed: what turns ``trained`` into parameters, the original ones where the loss
+        compares with them, or empty.
       model_state: the model's other state, such as batch statistics.
       opt_state: the optimiser's state.
       mask: boolean tree like ``trained``, or None.

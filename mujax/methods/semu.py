@@ -27,7 +27,7 @@ def semu(
     *,
     energy: float = 0.95,
     orthogonal: bool = True,
-    eval_loss_fn: base.LossFn | None = None,
+    eval_loss_fn: base.LossFn | base.PairLossFn | None = None,
     basis_loss_fn: base.LossFn | None = None,
     with_original: bool = False,
     axis_name: str | None = None,
@@ -48,9 +48,9 @@ def semu(
       eval_loss_fn: the loss in evaluation mode, used throughout; ``loss_fn`` if None.
       basis_loss_fn: the loss whose gradient gives the bases, where it is another, such
         as a diffusion model's loss on guided outputs.
-      with_original: the loss is a :class:`mujax.methods.PairLossFn`, also given the
-        original parameters, so that it can hold the model to their answers; then
-        ``basis_loss_fn`` is needed.
+      with_original: ``loss_fn`` and ``eval_loss_fn`` are of the kind
+        :class:`mujax.methods.PairLossFn`, also given the original parameters, so that
+        they can hold the model to its first answers; ``basis_loss_fn`` is then needed.
       axis_name: mapped axis to average over.
       **basis_options: passed to :func:`mujax.subspace.svd_bases`, such as ``rank``.
 
@@ -94,7 +94,7 @@ def semu_retain(
     *,
     energy: float = 0.95,
     orthogonal: bool = True,
-    eval_loss_fn: base.LossFn | None = None,
+    eval_loss_fn: base.LossFn | base.PairLossFn | None = None,
     basis_loss_fn: base.LossFn | None = None,
     with_original: bool = False,
     axis_name: str | None = None,
