@@ -9,17 +9,42 @@ import math
 import re
 from typing import NamedTuple
 
-_VECTOR = "bias biases scale scales offset gamma beta".split()
-_STATISTIC = "mean var g".split()  # only as the whole name
-_PLACE = "pos position positions positional posemb posembed pe".split()
-_TOKEN = "token tokens cls register registers prompt prompts latent latents".split()
-_BESIDE = "class mask dist rel relative abs learned encoding".split()
-_TABLE = "embedding embeddings embed emb table wte wpe".split()
-_NORM = "ln bn gn rms".split()
-_DENSE = "dense linear fc mlp".split()
-_INTO_HEADS = "query queries key keys value values q k v qkv kv wq wk wv".split()
-_OUT_OF_HEADS = "out output o wo proj projection".split()
-_EXPERTS = "expert experts moe".split()
+_VECTOR = ["bias", "biases", "scale", "scales", "offset", "gamma", "beta"]
+_STATISTIC = ["mean", "var", "g"]  # only as the whole name
+_PLACE = ["pos", "position", "positions", "positional", "posemb", "posembed", "pe"]
+_TOKEN = [
+    "token",
+    "tokens",
+    "cls",
+    "register",
+    "registers",
+    "prompt",
+    "prompts",
+    "latent",
+    "latents",
+]
+_BESIDE = ["class", "mask", "dist", "rel", "relative", "abs", "learned", "encoding"]
+_TABLE = ["embedding", "embeddings", "embed", "emb", "table", "wte", "wpe"]
+_NORM = ["ln", "bn", "gn", "rms"]
+_DENSE = ["dense", "linear", "fc", "mlp"]
+_INTO_HEADS = [
+    "query",
+    "queries",
+    "key",
+    "keys",
+    "value",
+    "values",
+    "q",
+    "k",
+    "v",
+    "qkv",
+    "kv",
+    "wq",
+    "wk",
+    "wv",
+]
+_OUT_OF_HEADS = ["out", "output", "o", "wo", "proj", "projection"]
+_EXPERTS = ["expert", "experts", "moe"]
 
 Shape = tuple[int, ...]
 Path = tuple[str, ...]
@@ -223,7 +248,9 @@ def _any_of(shape: Shape, layout: str, role: str, transposed: bool) -> list[Read
         elif layout != "first":
             splits = [(1, 2), (2, 1), (2, 2)]
             found += [
-                _dense(shape, stack, i, role) for i, o in splits if stack + i + o == ndim
+                _dense(shape, stack, i, role)
+                for i, o in splits
+                if stack + i + o == ndim
             ]
     return found
 

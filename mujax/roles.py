@@ -113,7 +113,7 @@ def leaf_names(tree: PyTree) -> list[str]:
       >>> leaf_names({"mlp/~/linear_0": {"w": 1.0}, "blocks": [2.0]})
       ['blocks/0', 'mlp/linear_0/w']
     """
-    return ["/".join(_names(path)) for path, _ in jax.tree.leaves_with_path(tree)]
+    return [leaf_name(path) for path, _ in jax.tree.leaves_with_path(tree)]
 
 
 def match_names(patterns: Mapping[str, Any], names: Sequence[str]) -> dict[int, Any]:
@@ -138,8 +138,13 @@ def match_names(patterns: Mapping[str, Any], names: Sequence[str]) -> dict[int, 
     return dict(sorted(found.items()))
 
 
-def _names(path: Iterable[Any]) -> list[str]:
-    """The names along a key path, without what boxes and haiku's scopes add."""
+def leaf_name(path: Iterable[Any]) -> str:
+    """A key path as ``"blocks/0/query/kernel"``, without what boxes and haiku add.
+
+    Example:
+      >>> leaf_name((jax.tree_util.DictKey("mlp/~/linear_0"),))
+      'mlp/linear_0'
+    """
     names = []
     for key in path:
         entry = getattr(key, "key", None)
@@ -150,7 +155,7 @@ def _names(path: Iterable[Any]) -> list[str]:
             names += [x for x in re.split(r"[/.]", text) if x not in ("", "~")]
     while len(names) > 1 and names[-1] in ("value", "raw_value"):
         names.pop()
-    return names
+    return "/".join(names)
 
 
 def _agree(leaves: Sequence[Leaf]) -> None:
