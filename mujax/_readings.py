@@ -7,44 +7,21 @@ outputs and window. A bias, of shape (stack…, outputs…), leaves only those i
 import dataclasses
 import math
 import re
+from collections.abc import Iterable
 from typing import NamedTuple
 
-_VECTOR = ["bias", "biases", "scale", "scales", "offset", "gamma", "beta"]
-_STATISTIC = ["mean", "var", "g"]  # only as the whole name
-_PLACE = ["pos", "position", "positions", "positional", "posemb", "posembed", "pe"]
-_TOKEN = [
-    "token",
-    "tokens",
-    "cls",
-    "register",
-    "registers",
-    "prompt",
-    "prompts",
-    "latent",
-    "latents",
-]
-_BESIDE = ["class", "mask", "dist", "rel", "relative", "abs", "learned", "encoding"]
-_TABLE = ["embedding", "embeddings", "embed", "emb", "table", "wte", "wpe"]
-_NORM = ["ln", "bn", "gn", "rms"]
-_DENSE = ["dense", "linear", "fc", "mlp"]
-_INTO_HEADS = [
-    "query",
-    "queries",
-    "key",
-    "keys",
-    "value",
-    "values",
-    "q",
-    "k",
-    "v",
-    "qkv",
-    "kv",
-    "wq",
-    "wk",
-    "wv",
-]
-_OUT_OF_HEADS = ["out", "output", "o", "wo", "proj", "projection"]
-_EXPERTS = ["expert", "experts", "moe"]
+_VECTOR = {"bias", "biases", "scale", "scales", "offset", "gamma", "beta"}
+_STATISTIC = {"mean", "var", "g"}  # only as the whole name
+_PLACE = {"pos", "position", "positions", "positional", "posemb", "posembed", "pe"}
+_TOKEN = {"token", "tokens", "cls", "register", "registers", "prompt", "latents"}
+_BESIDE = {"class", "mask", "dist", "rel", "relative", "abs", "learned", "encoding"}
+_TABLE = {"embedding", "embeddings", "embed", "emb", "table", "wte", "wpe"}
+_NORM = {"ln", "bn", "gn", "rms"}
+_DENSE = {"dense", "linear", "fc", "mlp"}
+_INTO_HEADS = {"query", "queries", "key", "keys", "value", "values"}
+_INTO_HEADS |= {"q", "k", "v", "qkv", "kv", "wq", "wk", "wv"}
+_OUT_OF_HEADS = {"out", "output", "o", "wo", "proj", "projection"}
+_EXPERTS = {"expert", "experts", "moe"}
 
 Shape = tuple[int, ...]
 Path = tuple[str, ...]
@@ -105,7 +82,7 @@ def words(name: str) -> list[str]:
     return [x.lower() for x in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)]
 
 
-def has(name: str, vocabulary: list[str]) -> bool:
+def has(name: str, vocabulary: Iterable[str]) -> bool:
     """Whether a word of the name is in the vocabulary."""
     return not set(words(name)).isdisjoint(vocabulary)
 

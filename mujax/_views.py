@@ -111,8 +111,8 @@ def checked_view(view: MatrixAxes, leaf: Any, path: str) -> MatrixAxes:
     dtype = jnp.result_type(leaf)
     if not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(
-            f"The leaf {path} of shape {np.shape(leaf)} is {dtype}, a kernel must be of "
-            "real floating-point numbers; give None as its axes to leave it as it is."
+            f"The leaf {path} of shape {np.shape(leaf)} is {dtype}, wanted real "
+            "floating-point numbers in a kernel; give None as its axes to leave it out."
         )
     return MatrixAxes(batch, rows, columns)
 

@@ -230,7 +230,7 @@ def _shows(leaf: Leaf, stack: int) -> bool:
 
 
 def _by_window(readings: list[Reading]) -> list[Reading]:
-    """The one reading whose window is square and smallest, if others compete with it."""
+    """The reading whose window is square and smallest, if several compete."""
     if len(readings) == 1:
         return readings
     square = [r for r in readings if len(r.window) > 1 and len(set(r.window)) == 1]
@@ -251,12 +251,15 @@ def _window_like(window: Sequence[int]) -> bool:
 def _open_message(leaf: Leaf, readings: Sequence[Reading], others: int) -> str:
     """What a leaf could be and how to say which it is."""
     name = "/".join(leaf.path)
-    could = dict.fromkeys(
-        f"{r.role} {r.axes}" if r.axes else "a stack of vectors" for r in readings
+    could = list(
+        dict.fromkeys(
+            f"{r.role} {r.axes}" if r.axes else "a stack of vectors" for r in readings
+        )
     )
-    more = f" ({others} more leaves are open, too)" if others else ""
+    also = f" ({others} more {'leaf is' if others == 1 else 'leaves are'} open, too)"
     return (
         f"The leaf {name or 'at the root'} of shape {leaf.shape} could be "
-        f"{' or '.join(could)}{more}; say which with overrides={{{name!r}: "
+        f"{' or '.join(could[:2])}{' or other' * (len(could) > 2)}"
+        f"{also * (others > 0)}; say which with overrides={{{name!r}: "
         "MatrixAxes(...)}, or None there if it is no kernel."
     )

@@ -295,7 +295,7 @@ def _checked_rank(name: str, rank: Any) -> int | None:
     whole = dtype is not None and jnp.issubdtype(dtype, jnp.integer)
     if is_traced(rank) or not whole or np.shape(rank) != () or int(rank) < 1:
         raise ValueError(
-            f"{name} is {rank!r}; give an int of at least 1 that no jit traces, or None."
+            f"{name} is {rank!r}; give an int of at least 1, not traced, or None."
         )
     return int(rank)
 
@@ -318,15 +318,16 @@ def _projected(leaf: jax.Array, basis: Basis) -> jax.Array:
 
 
 def _replace(treedef, leaves, kernels, function, *others) -> PyTree:
-    """A tree whose kernels are ``function(kernel, basis, *others)``, placed as before."""
-    places = [i for i, _, _ in kernels]
-    old = [jnp.asarray(leaves[i]) for i in places]
+    """A tree of ``function(kernel, basis, *others)``, each kernel placed as before."""
 
     def apply(*lists):
         return [function(*each) for each in zip(*lists, strict=True)]
 
+    old = [jnp.asarray(leaves[i]) for i, _, _ in kernels]
     bases = [basis for _, _, basis in kernels]
     new = on_auto_axes(apply, old, bases, *map(list, others), like=old)
-    for i, leaf in zip(places, new, strict=True):
-        leaves[i] = leaf
+    for (i, _, _), kernel, before in zip(kernels, new, old, strict=True):
+        # Outside jit a reshaping may have gathered what lay on several devices.
+        placed = not is_traced(before)
+        leaves[i] = jax.device_put(kernel, before.sharding) if placed else kernel
     return treedef.unflatten(leaves)
