@@ -124,10 +124,11 @@ def svd_bases(
     views = views_of(grads, axes, overrides)
     weights: list[Any] = leaves
     if orthogonal_to is not None:
-        held = match(orthogonal_to, grads, "orthogonal_to", "grads")
-        weights = treedef.flatten_up_to(held)
-        check_finite(held, "orthogonal_to")
-    check_finite(grads, "grads")
+        orthogonal_to = match(orthogonal_to, grads, "orthogonal_to", "grads")
+        weights = treedef.flatten_up_to(orthogonal_to)
+    with jax.ensure_compile_time_eval():  # a jit may close over known gradients
+        check_finite(grads, "grads")
+        check_finite(orthogonal_to, "orthogonal_to")
     kernels = [i for i, view in enumerate(views) if view is not None]
     found = factor(
         [leaves[i] for i in kernels],
