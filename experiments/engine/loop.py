@@ -233,7 +233,7 @@ def _looped(make: Callable[[Any], methods.Method]) -> Callable:
         if use.companion == "whole":
             beside = plan.companion_indices, plan.companion_weights
             plan = plan._replace(companion_indices=None, companion_weights=None)
-        # Padded to a power of two, so that epochs of other lengths are the same program.
+        # Padded to a power of two: epochs of other lengths are the same program.
         plan = jax.tree.map(lambda x: _lengthened(x, count), plan)
         examples, labels = dict(feed.examples), jnp.asarray(labels)
         state, total = run(
