@@ -346,7 +346,7 @@ class MainJobTest(parameterized.TestCase):
         os.close(reader)
         # Short enough to wait in the buffer until the script is over.
         script = (
-            "import sys; from experiments import cli; "
+            "import sys; from experiments.engine import cli; "
             "sys.exit(cli.main(cli.StudyConfig, lambda _: print(1), 'prog', []))"
         )
         command = [sys.executable, "-c", script]
