@@ -15,11 +15,12 @@ from typing import Any, Literal, NamedTuple
 
 import optax
 
+from experiments.errors import UserError
 from experiments.reporting.report import MethodNote
 from mujax import methods
 
 
-class RecipeError(ValueError):
+class RecipeError(UserError):
     """A file of recipes that cannot be read; the message says what to do."""
 
 

@@ -13,7 +13,6 @@ seeds. Run again, a finished method is not searched anew.
 import dataclasses
 import json
 import pathlib
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -285,7 +284,3 @@ def _keep(
     found[name] = {"recipe": recipe, "validation_gap": gap, "trials": trials}
     ordered = {method: found[method] for method in recipes.METHODS if method in found}
     write_atomically(path, (to_json(ordered) + "\n").encode())
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -21,16 +21,13 @@ import jax
 from typing_extensions import Doc
 
 from experiments import data
-from experiments.classification.recipes import RecipeError
-from experiments.data import DataError
-from experiments.engine.checkpoints import StoreError
-from experiments.models import ModelError
+from experiments.errors import UserError
 
 EXTENDABLE = ("methods", "seeds", "out", "cache", "keep_every", "memory", "command")
 """Settings that say how much to do or where, not what: a folder may differ in them."""
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """A setting that cannot be; the message says what to do."""
 
 
@@ -128,7 +125,7 @@ def main(
     try:
         with _interruptions(), _flushed():
             script(parse(config_class, prog, arguments))
-    except (ConfigError, DataError, ModelError, RecipeError, StoreError) as error:
+    except UserError as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
