@@ -2,6 +2,8 @@
 
 import sys
 
+from experiments.errors import printable
+
 COMMANDS = {
     "classification": "unlearn from an image classifier, beside Retrain",
     "diffusion": "forget a class in a diffusion model, beside Retrain",
@@ -17,7 +19,7 @@ def main(arguments: list[str]) -> int:
         print(f"python -m experiments.{name:{width}}  {line}")
     print("\n--help after a command lists its flags.")
     if arguments and arguments[0] not in ("-h", "--help"):
-        asked = "".join(c if c.isprintable() else "?" for c in arguments[0])
+        asked = printable(arguments[0])
         print(f"experiments: got {asked!r}; run one of these.", file=sys.stderr)
         return 2
     return 0

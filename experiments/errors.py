@@ -6,3 +6,8 @@ class UserError(ValueError):
 
     The command line shows it as a line and ends with exit code 2, whoever raises it.
     """
+
+
+def printable(text: str) -> str:
+    """The text with a question mark for what would not print."""
+    return "".join(char if char.isprintable() else "?" for char in text)
