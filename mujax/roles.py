@@ -46,6 +46,22 @@ class Role:
     axes: MatrixAxes | None = None
 
 
+class UnknownRoleError(ValueError):
+    """The role of a leaf cannot be told.
+
+    Attributes:
+      leaf: its name.
+      reason: its shape, and what it could be.
+    """
+
+    def __init__(self, leaf: str, reason: str):
+        super().__init__(
+            f"{reason}; say which with overrides={{{leaf!r}: MatrixAxes(...)}}, or "
+            "None there if it is no kernel."
+        )
+        self.leaf, self.reason = leaf, reason
+
+
 def infer(
     params: PyTree, overrides: Mapping[str, MatrixAxes | None] | None = None
 ) -> PyTree:
@@ -67,7 +83,8 @@ def infer(
       A tree like ``params`` of :class:`Role`.
 
     Raises:
-      ValueError: the role of a leaf cannot be told, or a pattern fits no leaf.
+      UnknownRoleError: the role of a leaf cannot be told.
+      ValueError: a pattern fits no leaf.
 
     Example:
       >>> layer = {"kernel": np.ones((8, 2, 4)), "bias": np.ones((2, 4))}
@@ -102,7 +119,7 @@ def infer(
             if len(picked) != 1:
                 unknown.append((read_leaves[name], picked))
     if unknown:
-        raise ValueError(_open_message(*unknown[0], others=len(unknown) - 1))
+        raise _unknown(*unknown[0], others=len(unknown) - 1)
     return structure.unflatten(roles)
 
 
@@ -248,18 +265,16 @@ def _window_like(window: Sequence[int]) -> bool:
     return len(set(window)) == 1 or 1 in window or small
 
 
-def _open_message(leaf: Leaf, readings: Sequence[Reading], others: int) -> str:
-    """What a leaf could be and how to say which it is."""
+def _unknown(leaf: Leaf, readings: Sequence[Reading], others: int) -> UnknownRoleError:
+    """The error that says what a leaf could be."""
     name = "/".join(leaf.path)
-    could = list(
-        dict.fromkeys(
-            f"{r.role} {r.axes}" if r.axes else "a stack of vectors" for r in readings
-        )
+    could = dict.fromkeys(
+        f"{r.role} {r.axes}" if r.axes else "a stack of vectors" for r in readings
     )
     also = f" ({others} more {'leaf is' if others == 1 else 'leaves are'} open, too)"
-    return (
+    return UnknownRoleError(
+        name,
         f"The leaf {name or 'at the root'} of shape {leaf.shape} could be "
-        f"{' or '.join(could[:2])}{' or other' * (len(could) > 2)}"
-        f"{also * (others > 0)}; say which with overrides={{{name!r}: "
-        "MatrixAxes(...)}, or None there if it is no kernel."
+        f"{' or '.join(list(could)[:2])}{' or other' * (len(could) > 2)}"
+        f"{also * (others > 0)}",
     )

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -19,7 +20,7 @@ from experiments import data
 from experiments.classification import evaluation, recipes
 from experiments.classification.methods import METHODS, cufg
 from experiments.classification.optimisation import Optimisation
-from experiments.engine import bench, cli, loop, study
+from experiments.engine import bench, cli, kernels, loop, study
 from experiments.engine.bench import Measured, Page
 from experiments.engine.recipes import resolve
 from experiments.engine.store import Store
@@ -150,6 +151,7 @@ def unlearn(config: Config) -> None:
     dataset = load_data(config)
     task = Classification(config, dataset, make_split(config, dataset))
     numbers = resolve_recipes(config)
+    kernels.check(task.shapes(), {name: numbers[name] for name in chosen})
     bench.run_study("experiments.classification", config, task, numbers, chosen)
 
 
@@ -227,6 +229,10 @@ class Classification:
         """New parameters and model state."""
         return self.model.init(key)
 
+    def shapes(self) -> Any:
+        """Shapes of the parameters."""
+        return jax.eval_shape(self.init, jax.random.key(0))[0]
+
     def build(self, name: str, recipe: Any, steps: int) -> methods.Method:
         """A method or the training of a baseline."""
         make = METHODS[name].build if name in METHODS else recipes.retrain
@@ -282,12 +288,15 @@ class Classification:
     def page(self, store: Store, estimates: summary.Summary) -> Page:
         """What was forgotten, and four plots."""
         labels = estimates.method_labels
-        curves, confidences = {}, {}
+        curves, confidences, tables = {}, {}, {}
         for row in store.rows:
             if row["status"] != "ok":
                 continue
             name, seed = row["method"], row["seed"]
             record = store.record(name, seed)
+            if "kernels" in record:
+                title = f"Kernels of {labels.get(name, name)}, seed {seed}"
+                tables.setdefault(name, report.Text(title, str(record["kernels"])))
             if "loss" in record:  # an original that was given has no curve
                 epochs = np.arange(1, len(record["loss"]) + 1)
                 curves[name, seed] = {"epoch": epochs, **record}
@@ -328,6 +337,7 @@ class Classification:
             describe(self.config),
             shown,
             LOADING.format(path=path),
+            tuple(tables.values()),
         )
 
 
