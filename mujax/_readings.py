@@ -147,10 +147,17 @@ def _is_short_bias(path: Path, shapes: dict[Path, Shape]) -> bool:
     """Whether a leaf is haiku's ``b``: beside a ``w``, or alone in a module "bias"."""
     if not path or not re.fullmatch(r"[bB](\d+|_\w+)?", path[-1]):
         return False
-    beside = [_sibling(path, "b", "w"), _sibling(path, "B", "W")]
-    return any(p != path and p in shapes for p in beside) or has(
-        module_of(path), ["bias"]
-    )
+    beside = [_sibling(path, b, w) for b, w in ("bw", "bW", "BW")]
+    kernel = any(p != path and p in shapes for p in beside)
+    return kernel or has(module_of(path), ["bias"])
+
+
+def _bias_of(path: Path, shapes: dict[Path, Shape], kind: str) -> Shape | None:
+    """The shape of a kernel's bias, if it has one."""
+    swaps = {"kernel": [("kernel", "bias")], "weight": [("weight", "bias")]}
+    swaps["w"] = [("w", "b"), ("W", "b"), ("W", "B")]
+    beside = [_sibling(path, *swap) for swap in swaps.get(kind, ())]
+    return next((shapes[p] for p in beside if p != path and p in shapes), None)
 
 
 def _kernel(
@@ -159,8 +166,7 @@ def _kernel(
     """A kernel: what its names allow and its bias confirms."""
     shape, module = shapes[path], module_of(path)
     ndim = len(shape)
-    bias = {"kernel": "bias", "weight": "bias", "w": "b"}.get(kind)
-    bias = bias and shapes.get(_sibling(path, kind, bias))
+    bias = _bias_of(path, shapes, kind)
     table = kind == "weight" and ndim == 2 and bias is None and has(module, _TABLE)
     if kind == "table" or table:
         return Leaf(path, shape, [_dense(shape, ndim - 2, 1, "embedding")])

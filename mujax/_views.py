@@ -90,9 +90,10 @@ def views_of(
         else:
             entries = entries_of(axes, grads, "axes", MatrixAxes)
             entries = [given.get(i, entry) for i, entry in enumerate(entries)]
+    views: list[Any] = entries
     return [
         None if view is None else checked_view(view, leaf, jax.tree_util.keystr(path))
-        for view, (path, leaf) in zip(entries, pairs, strict=True)
+        for view, (path, leaf) in zip(views, pairs, strict=True)
     ]
 
 

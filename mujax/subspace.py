@@ -13,7 +13,6 @@ lives, on one device or on a mesh of Auto or Explicit axes.
 """
 
 import dataclasses
-import numbers
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -60,11 +59,11 @@ def kernel_axes(path: Any, leaf: Any) -> MatrixAxes | None:
 
 def svd_bases(
     grads: PyTree,
-    energy: float | jax.Array = 0.95,
+    energy: float | np.floating | jax.Array = 0.95,
     orthogonal_to: PyTree | None = None,
     *,
-    rank: int | None = None,
-    max_rank: int | None = None,
+    rank: int | np.integer | jax.Array | None = None,
+    max_rank: int | np.integer | jax.Array | None = None,
     per_channel: bool = False,
     axes: PyTree | Callable[[Any, Any], MatrixAxes | None] | None = None,
     overrides: Mapping[str, MatrixAxes | None] | None = None,
@@ -283,7 +282,7 @@ def _check_energy(energy: Any) -> None:
     """Raises unless energy is a share in (0, 1]; one that is traced passes."""
     if is_traced(energy):
         return
-    number = isinstance(energy, numbers.Real) or hasattr(energy, "dtype")
+    number = hasattr(energy, "dtype") or isinstance(energy, int | float)
     if not number or np.shape(energy) != () or not 0 < float(energy) <= 1:
         raise ValueError(f"energy is {energy}; give a share in (0, 1].")
 

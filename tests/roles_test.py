@@ -243,7 +243,6 @@ class HaikuTest(parameterized.TestCase):
             [MatrixAxes((3,), (2,), (0, 1))],
         ),
         ("depthwise", lambda: hk.DepthwiseConv2D(2, 3), IMAGE, [HWIO]),
-        ("separable", lambda: hk.SeparableDepthwiseConv2D(2, 3), IMAGE, [HWIO] * 2),
         ("pointwise", lambda: hk.Conv2D(6, 1, with_bias=False), IMAGE, [HWIO]),
         ("embed", lambda: hk.Embed(9, 4), jnp.ones((2,), int), [DENSE]),
         ("mlp", lambda: hk.nets.MLP([3, 4]), X, [DENSE] * 2),
@@ -340,6 +339,7 @@ class RuleTest(parameterized.TestCase):
 
     @parameterized.named_parameters(
         ("stack_with_biases", layer((12, 64, 64), (12, 64)), STACK),
+        ("capitals", {"W": shape(12, 8, 8), "b": shape(12, 8)}, STACK),
         ("experts", {"experts": {"w1": shape(4, 8, 16)}}, STACK),
         ("named_dense", {"Dense_0": layer((12, 8, 8))}, STACK),
         ("named_conv", {"conv": layer((5, 6, 8))}, MatrixAxes((1,), (2,), (0,))),

@@ -796,9 +796,9 @@ def is_variable(node):
 
 def variables(kernel, bias):
     """A State with its variables."""
-    net = nnx.Linear(*kernel.shape, rngs=nnx.Rngs(0))
-    net.kernel[...], net.bias[...] = kernel, bias
-    return nnx.state(net)
+    net = nnx.state(nnx.Linear(*kernel.shape, rngs=nnx.Rngs(0)))
+    nnx.replace_by_pure_dict(net, {"kernel": kernel, "bias": bias})
+    return net
 
 
 CONTAINERS = (
@@ -980,20 +980,21 @@ class TransformerTest(parameterized.TestCase):
 
     @parameterized.parameters("linen", "nnx", "vit")
     def test_attention_moves_and_biases_stay(self, kind):
-        shape = (6, 8, 8, 1) if kind == "vit" else (6, 5, 8)
-        x = jax.random.normal(jax.random.key(1), shape)
+        image = (8, 8, 1)
+        shape = image if kind == "vit" else (5, 8)
+        x = jax.random.normal(jax.random.key(1), (6, *shape))
         if kind == "linen":
             params, apply = from_linen(LinenBlock(), x)
         elif kind == "nnx":
             params, apply = from_nnx(NnxBlock(nnx.Rngs(0)))
         else:
             options = {"patch": 4, "width": 8, "depth": 1, "heads": 2}
-            params, apply = from_nnx(ViT(3, shape[1:], **options, rngs=nnx.Rngs(0)))
+            params, apply = from_nnx(ViT(3, image, **options, rngs=nnx.Rngs(0)))
 
         def loss_fn(params, state, batch, key):
             del key
-            logits, labels = apply(params, batch[0]), batch[1]
-            loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+            logits: Any = apply(params, batch[0])
+            loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch[1])
             return loss.mean(), (state, None)
 
         method = methods.semu(loss_fn, optax.sgd(0.5), rank=2)
