@@ -14,6 +14,7 @@ neighbours do, under the conventions of the model libraries:
 What this leaves open is an error that says how to name the leaf, never a guess.
 """
 
+import collections
 import dataclasses
 import fnmatch
 import math
@@ -24,7 +25,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mujax._readings import Leaf, MatrixAxes, Reading, has, module_of, read
+from mujax._readings import Leaf, MatrixAxes, Path, Reading, has, module_of, read
 from mujax._trees import PyTree, is_array
 
 LARGEST_WINDOW = 11  # side of the largest window that is taken for one by its shape
@@ -107,6 +108,10 @@ def infer(
         if names[i] in read_leaves:
             read_leaves[names[i]].readings = []
     _agree(list(read_leaves.values()))
+    scopes: dict[Path, list[Leaf]] = collections.defaultdict(list)
+    for leaf in read_leaves.values():
+        for depth in range(len(leaf.path)):
+            scopes[leaf.path[:depth]].append(leaf)
     roles, unknown = [], []
     for i, name in enumerate(names):
         if i in given:
@@ -114,7 +119,7 @@ def infer(
         elif name not in read_leaves:
             roles.append(Role("vector"))
         else:
-            picked = _pick(read_leaves[name], list(read_leaves.values()))
+            picked = _pick(read_leaves[name], scopes)
             roles.append(Role(picked[0].role, picked[0].axes) if picked else None)
             if len(picked) != 1:
                 unknown.append((read_leaves[name], picked))
@@ -128,7 +133,7 @@ def leaf_names(tree: PyTree) -> list[str]:
 
     Example:
       >>> leaf_names({"mlp/~/linear_0": {"w": 1.0}, "blocks": [2.0]})
-      ['blocks/0', 'mlp/linear_0/w']
+      ['blocks/0', 'mlp/~/linear_0/w']
     """
     return [leaf_name(path) for path, _ in jax.tree.leaves_with_path(tree)]
 
@@ -156,11 +161,11 @@ def match_names(patterns: Mapping[str, Any], names: Sequence[str]) -> dict[int, 
 
 
 def leaf_name(path: Iterable[Any]) -> str:
-    """A key path as ``"blocks/0/query/kernel"``, without what boxes and haiku add.
+    """A key path as ``"blocks/0/query/kernel"``, without what boxes add.
 
     Example:
-      >>> leaf_name((jax.tree_util.DictKey("mlp/~/linear_0"),))
-      'mlp/linear_0'
+      >>> leaf_name((jax.tree_util.DictKey("w"), jax.tree_util.GetAttrKey("value")))
+      'w'
     """
     names = []
     for key in path:
@@ -169,7 +174,7 @@ def leaf_name(path: Iterable[Any]) -> str:
             text = (
                 jax.tree_util.keystr((key,), simple=True) if part is key else str(part)
             )
-            names += [x for x in re.split(r"[/.]", text) if x not in ("", "~")]
+            names += [x for x in re.split(r"[/.]", text) if x]
     while len(names) > 1 and names[-1] in ("value", "raw_value"):
         names.pop()
     return "/".join(names)
@@ -180,9 +185,11 @@ def _agree(leaves: Sequence[Leaf]) -> None:
 
     What the queries put out, heads × dim entries, is what the output projection takes.
     """
-    heads = [leaf for leaf in leaves if leaf.heads and leaf.readings]
-    for scope in {leaf.path[:-2] for leaf in heads}:
-        layer = [leaf for leaf in heads if leaf.path[:-2] == scope]
+    layers = collections.defaultdict(list)
+    for leaf in leaves:
+        if leaf.heads and leaf.readings:
+            layers[leaf.path[:-2]].append(leaf)
+    for layer in layers.values():
         stacks = set.intersection(*({r.stack for r in x.readings} for x in layer))
         for query in layer:
             for out in layer:
@@ -199,14 +206,14 @@ def _joined(query: Leaf, out: Leaf, stack: int) -> bool:
     return sides[0] == sides[1] or has(query.path[-1], ["weight"])
 
 
-def _pick(leaf: Leaf, leaves: Sequence[Leaf]) -> list[Reading]:
+def _pick(leaf: Leaf, scopes: Mapping[Path, Sequence[Leaf]]) -> list[Reading]:
     """The readings that remain: one if the leaf's role is known."""
     if not any(r.axes for r in leaf.readings):
         return leaf.readings[:1]
     kernels = [r for r in leaf.readings if r.axes]
     stacks = {r.stack for r in leaf.readings} - {0}
     for stack in sorted(stacks, reverse=True) if len(leaf.readings) > 1 else ():
-        if _stacked(leaf, stack, leaves):
+        if _stacked(leaf, stack, scopes):
             picked = [r for r in leaf.readings if r.stack == stack]
             # One vector a layer, or a matrix that is none's: it cannot be told.
             return _by_window(picked) if picked[0].axes else leaf.readings
@@ -218,7 +225,7 @@ def _pick(leaf: Leaf, leaves: Sequence[Leaf]) -> list[Reading]:
     return kernels if odd else _by_window(picked)
 
 
-def _stacked(leaf: Leaf, stack: int, leaves: Sequence[Leaf]) -> bool:
+def _stacked(leaf: Leaf, stack: int, scopes: Mapping[Path, Sequence[Leaf]]) -> bool:
     """Whether a module around the leaf stacks its layers on that many axes.
 
     All its leaves then share these axes and can be read so, and one of them must be, or
@@ -226,7 +233,7 @@ def _stacked(leaf: Leaf, stack: int, leaves: Sequence[Leaf]) -> bool:
     """
     for depth in range(len(leaf.path)):
         scope = leaf.path[:depth]
-        inside = [x for x in leaves if x.path[:depth] == scope]
+        inside = scopes[scope]
         alike = all(
             x.shape[:stack] == leaf.shape[:stack]
             and (not x.readings or max(r.stack for r in x.readings) >= stack)
