@@ -4,9 +4,11 @@ Each is a transform for :func:`optax.chain`, with any optimiser, any model libra
 ``jit``, ``vmap`` and any sharding. Put :func:`mask_updates` **last**: what stands
 behind it can move a frozen weight again, what stands before it cannot. Where norms are
 clipped put it **first as well**, or gradients of frozen weights use up the norm.
-Transforms that combine two gradients take the second as ``update(...,
-forget_grads=...)`` or both as :class:`mujax.wrappers.TwoGradients`; all of them accept
-and ignore extra arguments that they do not know.
+Transforms that combine two gradients come **first** and take the second as
+``update(..., forget_grads=...)`` or both as :class:`mujax.wrappers.TwoGradients`, which
+masks, projectors and what else stands in front of them then see as well. All of them
+accept and ignore extra arguments that they do not know. The guide
+``docs/composing.md`` has every wrapper of optax.
 
 Trees that a transform holds or is given (masks, bases, forgetting gradients) meet the
 updates by the paths of their leaves, whatever the containers are, and inside
@@ -30,6 +32,7 @@ from mujax._trees import (
     check_fraction,
     check_inexact,
     check_mask,
+    is_array,
     is_traced,
     match,
     size,
@@ -75,11 +78,14 @@ def mask_updates(mask: PyTree) -> optax.GradientTransformationExtraArgs:
             match(mask, params, "mask", "params")
         return optax.EmptyState()
 
-    def update_fn(updates, state, params=None, **extra_args):
-        del params, extra_args
+    def masked(updates):
         held = match(mask, updates, "mask", "updates")
         _check_addressable(mask, updates, "mask")
-        return jax.tree.map(_where, held, updates), state
+        return jax.tree.map(_where, held, updates)
+
+    def update_fn(updates, state, params=None, **extra_args):
+        del params, extra_args
+        return wrappers.on_each(masked, updates), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -253,16 +259,19 @@ def project_updates(
             jax.eval_shape(lambda p: subspace.project(p, bases), params)
         return optax.EmptyState()
 
+    def projected(updates):
+        _check_addressable(bases, updates, "bases")
+        inside = subspace.project(updates, bases)
+        if freeze_rest:
+            held = match(bases, inside, "bases", "updates", is_leaf=is_basis)
+            inside = jax.tree.map(
+                lambda u, basis: _where(basis is not None, u), inside, held
+            )
+        return inside
+
     def update_fn(updates, state, params=None, **extra_args):
         del params, extra_args
-        _check_addressable(bases, updates, "bases")
-        projected = subspace.project(updates, bases)
-        if freeze_rest:
-            held = match(bases, projected, "bases", "updates", is_leaf=is_basis)
-            projected = jax.tree.map(
-                lambda u, basis: _where(basis is not None, u), projected, held
-            )
-        return projected, state
+        return wrappers.on_each(projected, updates), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -328,7 +337,7 @@ def soft_threshold_updates(
             )
         check_inexact(params, "params")
         # A copy: the caller may donate the parameters to a jitted step.
-        anchor = jax.tree.map(jnp.copy, params)
+        anchor = jax.tree.map(lambda p: jnp.copy(p) if is_array(p) else None, params)
         return SoftThresholdState(jnp.zeros([], jnp.int32), anchor)
 
     def update_fn(updates, state, params=None, **extra_args):

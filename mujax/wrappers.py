@@ -4,9 +4,9 @@ A wrapper of optax (gradient accumulation, a guard against numbers that are not 
 looks at the gradients that it is given as ``updates``. A transform of
 :mod:`mujax.transforms` that combines two gradients takes the second as
 ``forget_grads``, which a wrapper hands on without looking: it would average one
-gradient and not the other. :func:`with_both_gradients` shows it both. Inside
-:class:`optax.MultiSteps` and :func:`optax.apply_if_finite` such a transform refuses to
-run without it.
+gradient and not the other. :func:`with_both_gradients` shows it both. Inside of a
+wrapper that would use one gradient alone, such as :class:`optax.MultiSteps`, such a
+transform refuses to be initialised, and to run, without it.
 """
 
 import sys
@@ -155,6 +155,13 @@ def take_both(updates: Any, forget_grads: PyTree | None) -> TwoGradients:
             "are handed on, give mujax.wrappers.TwoGradients(retain, forget) as them."
         )
     return TwoGradients(updates, forget_grads)
+
+
+def on_each(function: Callable[[PyTree], PyTree], updates: Any) -> Any:
+    """Applies a function to updates, or to both gradients."""
+    if isinstance(updates, TwoGradients):
+        return TwoGradients(*map(function, updates))
+    return function(updates)
 
 
 def refuse_half_seen() -> None:

@@ -9,6 +9,7 @@ import functools
 import inspect
 import math
 import pathlib
+import re
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -763,6 +764,46 @@ class BothGradientsTest(parameterized.TestCase):
         wanted = jax.tree.map(lambda c: -0.1 * c, RULES["blend"][1][0])
         self.assertTrue(close(updates, wanted))
 
+    @parameterized.parameters(*RULES)
+    def test_what_stands_in_front_sees_both(self, rule):
+        # With the keyword a mask in front would see the first gradient alone.
+        ours, scale = RULES[rule][0](), optax.scale(2.0)
+        mask, project = transforms.mask_updates(MASK), transforms.project_updates(BASES)
+        tx = optax.chain(scale, mask, project, ours)
+        both = wrappers.TwoGradients(RETAIN[0], FORGET[0])
+        found, _ = tx.update(both, tx.init(PARAMS))
+        front = optax.chain(scale, mask, project)
+        seen = [front.update(g, front.init(PARAMS))[0] for g in both]
+        wanted, _ = ours.update(seen[0], ours.init(PARAMS), forget_grads=seen[1])
+        chex.assert_trees_all_equal(found, wanted)
+        self.assertFalse(close(seen[1], FORGET[0]))
+
+    def test_scans_vmaps_and_donates(self):
+        tx = wrappers.with_both_gradients(
+            lambda tx: optax.MultiSteps(tx, 2), self.chain()
+        )
+        grads, away = (
+            jax.tree.map(lambda *g: jnp.stack(g), *g) for g in (RETAIN, FORGET)
+        )
+
+        def body(carry, pair):
+            params, state = carry
+            updates, state = tx.update(pair[0], state, params, forget_grads=pair[1])
+            return (optax.apply_updates(params, updates), state), None
+
+        def run(params, state, sign):
+            pairs = jax.tree.map(lambda g: sign * g, (grads, away))
+            return jax.lax.scan(body, (params, state), pairs)[0]
+
+        params = jax.tree.map(jnp.asarray, PARAMS)
+        seeds = jax.tree.map(lambda x: jnp.stack([x, x]), (params, tx.init(params)))
+        runs = jax.jit(jax.vmap(run), donate_argnums=(0, 1))
+        moved, state = runs(*seeds, jnp.array([1.0, 0.0]))
+        wanted = walk(tx, RETAIN, forget=FORGET)[-1]
+        self.assertTrue(close(jax.tree.map(lambda x: x[0], moved), wanted))
+        self.assertTrue(close(jax.tree.map(lambda x: x[1], moved), PARAMS))
+        np.testing.assert_array_equal(state.gradient_step, [2, 2])
+
     def test_what_changes_the_tree_is_refused(self):
         tx = wrappers.with_both_gradients(optax.flatten, self.chain())
         with self.assertRaisesRegex(
@@ -778,7 +819,11 @@ class BothGradientsTest(parameterized.TestCase):
         compiled.update(RETAIN[0], state, forget_grads=FORGET[0])  # traced, and kept
         for inner in (ours, compiled):
             tx = optax.MultiSteps(optax.chain(inner, optax.sgd(0.1)), 2)
-            for init in (tx.init, jax.jit(tx.init), jax.vmap(tx.init, axis_size=2, in_axes=None)):
+            for init in (
+                tx.init,
+                jax.jit(tx.init),
+                jax.vmap(tx.init, axis_size=2, in_axes=None),
+            ):
                 with self.assertRaisesRegex(ValueError, "with_both_gradients"):
                     init(jax.tree.map(jnp.asarray, PARAMS))
         # A state from elsewhere, as after a restart.
@@ -1007,6 +1052,8 @@ def table() -> str:
         cells = [
             getattr(wrapper, n) or "no" for n in ("mask", "two", "project", "soft")
         ]
+        if wrapper.groups:
+            cells[1] = "outside, or inside for each group by itself"
         lines.append(
             "| " + " | ".join([f"`{name}`", *cells, wrapper.why or "–"]) + " |"
         )
@@ -1020,6 +1067,26 @@ def table() -> str:
 class GuideTest(absltest.TestCase):
     def test_holds_the_table(self):
         self.assertIn(table(), GUIDE.read_text(), f"docs/composing.md wants\n{table()}")
+
+    def test_its_code_runs(self):
+        blocks = re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.DOTALL)
+        space: Any = {"__name__": "guide"}
+        for block in blocks:
+            exec(block, space)
+        params, mask = space["params"], space["mask"]
+        frozen = jax.tree.map(np.logical_not, mask)
+        for name in ("by_nnx", "by_linen", "by_equinox"):
+            self.assertTrue(close(space[name], space["by_hand"]), name)
+        for name in (
+            "by_hand",
+            "by_nnx",
+            "by_linen",
+            "by_equinox",
+            "averaged",
+            "globally",
+        ):
+            self.assertTrue(same_bits(space[name], params, frozen), name)
+            self.assertFalse(close(space[name], params), name)
 
 
 if __name__ == "__main__":
