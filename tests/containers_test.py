@@ -407,7 +407,9 @@ class LoopsTest(parameterized.TestCase):
     @parameterized.named_parameters(
         (
             "named_chain",
-            lambda c, o, p, m: optax.named_chain(*zip("copm", (c, o, p, m))),
+            lambda c, o, p, m: optax.named_chain(
+                ("c", c), ("o", o), ("p", p), ("m", m)
+            ),
         ),
         (
             "partition",
