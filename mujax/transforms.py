@@ -443,4 +443,4 @@ def _floor(share: jax.typing.ArrayLike, total: int) -> jax.typing.ArrayLike:
     """
     if isinstance(share, jax.Array):
         return jnp.floor(share * jnp.float32(total))
-    return np.uint32(math.floor(float(share) * total))
+    return np.uint32(math.floor(float(np.asarray(share)) * total))

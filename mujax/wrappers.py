@@ -80,13 +80,13 @@ def with_both_gradients(
     def init_inner(params):
         return tx.init(_both(params).retain)
 
-    def update_inner(updates, state, params=None, **extra_args):
-        updates = _both(updates)
+    def update_inner(updates, state, params: Any = None, **extra_args):
+        both = _both(updates)
         params = None if params is None else params.retain
         moved, state = tx.update(
-            updates.retain, state, params, forget_grads=updates.forget, **extra_args
+            both.retain, state, params, forget_grads=both.forget, **extra_args
         )
-        nothing = jax.tree.map(jnp.zeros_like, updates.forget)
+        nothing = jax.tree.map(jnp.zeros_like, both.forget)
         return TwoGradients(moved, nothing), state
 
     seeing = wrapper(optax.GradientTransformationExtraArgs(init_inner, update_inner))

@@ -191,7 +191,7 @@ class ContainersTest(parameterized.TestCase):
         # Both biases are (3,): they meet by name, in whatever order the leaves come.
         tree = jax.tree.map(lambda m: jnp.zeros_like(m), MASK)
         tree["first"]["bias"] = jnp.ones(3, bool)
-        tx = transforms.mask_updates(CONTAINERS[held](tree))
+        tx: Any = transforms.mask_updates(CONTAINERS[held](tree))
         updates, _ = tx.update(RETAIN, tx.init(PARAMS))
         self.assertTrue(np.all(updates["first"]["bias"]))
         self.assertFalse(np.any(updates["last"]["bias"]))
@@ -217,7 +217,7 @@ class ContainersTest(parameterized.TestCase):
                 np.testing.assert_array_equal(found, [[1, 0], [0, 1]])
 
     def test_a_node_without_names(self):
-        tree = Bag(jnp.ones(2), jnp.ones(2))
+        tree: Any = Bag(jnp.ones(2), jnp.ones(2))
         tx = transforms.mask_updates(Bag(np.array([True, False]), np.zeros(2, bool)))
         updates, _ = tx.update(tree, tx.init(tree))
         np.testing.assert_array_equal(jax.tree.leaves(updates), [[1, 0], [0, 0]])

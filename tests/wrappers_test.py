@@ -164,7 +164,7 @@ TRANSFORMS: dict[str, Alone] = {
         lambda: optax.stateless(lambda u, p: jax.tree.map(jnp.negative, u))
     ),
     "stateless_with_tree_map": Alone(
-        lambda: optax.stateless_with_tree_map(lambda u, p: -u)
+        lambda: optax.stateless_with_tree_map(lambda u, p: jnp.negative(u))
     ),
     "trace": Alone(lambda: optax.trace(0.9)),
 }
@@ -262,13 +262,13 @@ def made(name: str) -> optax.GradientTransformationExtraArgs:
     case = TRANSFORMS[name]
     tx = optax.with_extra_args_support(case.make())
 
-    def update(updates, state, params):
+    def update(updates, state, params=None):
         return tx.update(updates, state, params, **extra(case.needs, params, updates))
 
     if case.heavy:
         update = jax.jit(update)
     return optax.GradientTransformationExtraArgs(
-        tx.init, lambda updates, state, params, **_: update(updates, state, params)
+        tx.init, lambda updates, state, params=None, **_: update(updates, state, params)
     )
 
 
@@ -411,8 +411,9 @@ def odd(step: int) -> bool:
     return step % 2 == 1
 
 
-def even(step: Any) -> Any:
+def even(step: Any, **extra_args: Any) -> Any:
     """The other ones; of a traced step too."""
+    del extra_args
     return step % 2 == 0
 
 
@@ -603,23 +604,15 @@ class WrappersTest(parameterized.TestCase):
         make = WRAPPERS[name].make
         before, after = ([] if tx is None else [tx] for tx in (first, last))
         if position == "inside":
-            tx = make(optax.chain(*before, inner, *after))
-        else:
-            wrapped = make(inner)
-            if isinstance(wrapped, optax.MultiSteps):
-                wrapped = wrapped.gradient_transformation()
-            tx = optax.chain(*before, wrapped, *after)
-        return self.ready(name, tx)
+            return self.ready(name, make(optax.chain(*before, inner, *after)))
+        outer = self.ready(name, make(inner))
+        return self.ready(name, optax.chain(*before, outer, *after))
 
     def ready(self, name, tx):
-        """Compiled if it branches, and with extra arguments."""
-        tx = (
-            optax.GradientTransformationExtraArgs(
-                tx.init, optax.with_extra_args_support(tx).update
-            )
-            if not isinstance(tx, optax.GradientTransformation)
-            else (optax.with_extra_args_support(tx))
-        )
+        """With extra arguments, and compiled if it branches."""
+        if isinstance(tx, optax.MultiSteps):
+            tx = tx.gradient_transformation()
+        tx = optax.with_extra_args_support(tx)
         return tx._replace(update=jax.jit(tx.update)) if WRAPPERS[name].cond else tx
 
     def grads(self, name, grads=RETAIN):
@@ -724,8 +717,8 @@ class BothGradientsTest(parameterized.TestCase):
         ("schedule", lambda tx: optax.MultiSteps(tx, lambda step: 2), 2.0),
     )
     def test_accumulates_both(self, wrapper, divisor):
-        tx = wrappers.with_both_gradients(wrapper, self.chain())
-        tx = tx._replace(update=jax.jit(tx.update))
+        tx: Any = wrappers.with_both_gradients(wrapper, self.chain())
+        tx: Any = tx._replace(update=jax.jit(tx.update))
         path = walk(tx, RETAIN, forget=FORGET)
         wanted = PARAMS
         for i in range(STEPS):
@@ -752,7 +745,7 @@ class BothGradientsTest(parameterized.TestCase):
         which=["retain", "forget"],
     )
     def test_a_guard_looks_at_both(self, wrapper, which):
-        tx = wrappers.with_both_gradients(wrapper, self.chain())
+        tx: Any = wrappers.with_both_gradients(wrapper, self.chain())
         broken = jax.tree.map(lambda g: g.at[0].set(jnp.inf), RETAIN[0])
         retain, forget = RETAIN[0], FORGET[0]
         pair = (broken, forget) if which == "retain" else (retain, broken)
@@ -771,7 +764,7 @@ class BothGradientsTest(parameterized.TestCase):
         # With the keyword a mask in front would see the first gradient alone.
         ours, scale = RULES[rule][0](), optax.scale(2.0)
         mask, project = transforms.mask_updates(MASK), transforms.project_updates(BASES)
-        tx = optax.chain(scale, mask, project, ours)
+        tx: Any = optax.chain(scale, mask, project, ours)
         both = wrappers.TwoGradients(RETAIN[0], FORGET[0])
         found, _ = tx.update(both, tx.init(PARAMS))
         front = optax.chain(scale, mask, project)
@@ -781,7 +774,7 @@ class BothGradientsTest(parameterized.TestCase):
         self.assertFalse(close(seen[1], FORGET[0]))
 
     def test_scans_vmaps_and_donates(self):
-        tx = wrappers.with_both_gradients(
+        tx: Any = wrappers.with_both_gradients(
             lambda tx: optax.MultiSteps(tx, 2), self.chain()
         )
         grads, away = (
@@ -807,7 +800,7 @@ class BothGradientsTest(parameterized.TestCase):
         np.testing.assert_array_equal(state.gradient_step, [2, 2])
 
     def test_what_changes_the_tree_is_refused(self):
-        tx = wrappers.with_both_gradients(optax.flatten, self.chain())
+        tx: Any = wrappers.with_both_gradients(optax.flatten, self.chain())
         with self.assertRaisesRegex(
             ValueError, "TwoGradients: put what changes the tree"
         ):
@@ -815,12 +808,12 @@ class BothGradientsTest(parameterized.TestCase):
 
     @parameterized.parameters(*RULES)
     def test_one_sided_wrappers_are_refused_however_they_run(self, rule):
-        ours = RULES[rule][0]()
+        ours: Any = RULES[rule][0]()
         compiled = ours._replace(update=jax.jit(ours.update))
         state = compiled.init(PARAMS)
         compiled.update(RETAIN[0], state, forget_grads=FORGET[0])  # traced, and kept
         for inner in (ours, compiled):
-            tx = optax.MultiSteps(optax.chain(inner, optax.sgd(0.1)), 2)
+            tx: Any = optax.MultiSteps(optax.chain(inner, optax.sgd(0.1)), 2)
             for init in (
                 tx.init,
                 jax.jit(tx.init),
@@ -829,7 +822,7 @@ class BothGradientsTest(parameterized.TestCase):
                 with self.assertRaisesRegex(ValueError, "with_both_gradients"):
                     init(jax.tree.map(jnp.asarray, PARAMS))
         # A state from elsewhere, as after a restart.
-        tx = optax.MultiSteps(optax.chain(ours, optax.sgd(0.1)), 2)
+        tx: Any = optax.MultiSteps(optax.chain(ours, optax.sgd(0.1)), 2)
         state = optax.MultiSteps(optax.sgd(0.1), 2).init(PARAMS)
         inner_state = (ours.init(PARAMS), optax.sgd(0.1).init(PARAMS))
         state = state._replace(inner_opt_state=inner_state)
@@ -843,8 +836,8 @@ class RulesTest(parameterized.TestCase):
     """What the guide says beyond the table's cells."""
 
     def test_evaluation_weights_of_schedule_free(self):
-        mask = transforms.mask_updates(MASK)
-        tx = optax.chain(contrib.schedule_free(optax.sgd(0.5), 0.5), mask)
+        mask: Any = transforms.mask_updates(MASK)
+        tx: Any = optax.chain(contrib.schedule_free(optax.sgd(0.5), 0.5), mask)
         params = jax.tree.map(jnp.asarray, PARAMS)
         state = tx.init(params)
         for grads in RETAIN:
@@ -861,7 +854,7 @@ class RulesTest(parameterized.TestCase):
         ours = optax.inject_hyperparams(transforms.correct_updates)(
             threshold=optax.linear_schedule(1.0, -1.0, 1), forget_weight=np.float64(0.7)
         )
-        tx = optax.chain(ours, optax.sgd(0.1))
+        tx: Any = optax.chain(ours, optax.sgd(0.1))
         path = walk(tx._replace(update=jax.jit(tx.update)), RETAIN[:2], forget=FORGET)
         first = optax.tree.add_scale(PARAMS, -0.1, RETAIN[0])
         self.assertTrue(close(path[1], first))
@@ -901,7 +894,7 @@ class RulesTest(parameterized.TestCase):
             transforms.soft_threshold_updates(SHARE),
             transforms.mask_updates(MASK),
         )
-        tx = wrapper(inner)
+        tx: Any = wrapper(inner)
         state = tx.init(jax.tree.map(jnp.asarray, PARAMS))
         doubled = optax.tree.map_params(tx, lambda leaf: 2 * leaf, state)
         anchor = optax.tree.get(doubled, "anchor")
@@ -914,7 +907,7 @@ class RulesTest(parameterized.TestCase):
 
     def test_lookahead_that_resets_would_lose_the_anchor(self):
         inner = optax.chain(optax.sgd(0.1), transforms.soft_threshold_updates(SHARE))
-        tx = optax.lookahead(inner, 2, 0.5, reset_state=True)
+        tx: Any = optax.lookahead(inner, 2, 0.5, reset_state=True)
         params = optax.LookaheadParams.init_synced(PARAMS)
         with self.assertRaisesRegex(ValueError, "give reset_state=False"):
             tx.update(RETAIN[0], tx.init(params), params)
@@ -925,13 +918,13 @@ class RulesTest(parameterized.TestCase):
         several = jax.tree.map(lambda *g: jnp.stack(g), *RETAIN)
         mean = jax.tree.map(lambda g: jnp.mean(g, 0), several)
         params = jax.tree.map(jnp.asarray, PARAMS)
-        ours = RULES[rule][0]()
-        tx = optax.chain(private, ours, transforms.mask_updates(MASK))
+        ours: Any = RULES[rule][0]()
+        tx: Any = optax.chain(private, ours, transforms.mask_updates(MASK))
         updates, _ = tx.update(several, tx.init(params), params, forget_grads=FORGET[0])
         wanted, _ = ours.update(mean, ours.init(params), forget_grads=FORGET[0])
         wanted, _ = transforms.mask_updates(MASK).update(wanted, optax.EmptyState())
         self.assertTrue(close(updates, wanted))
-        tx = optax.chain(ours, private)
+        tx: Any = optax.chain(ours, private)
         with self.assertRaisesRegex(
             ValueError, r"forget_grads\['b'\] has shape \(5,\)"
         ):
@@ -940,9 +933,9 @@ class RulesTest(parameterized.TestCase):
     def test_complex_leaves_outside_of_their_parts(self):
         params = {"z": jnp.array([1 - 2j, complex(-0.0, 3)], jnp.complex64)}
         mask = {"z": jnp.array([True, False])}
-        split = contrib.split_real_and_imaginary
+        split: Any = contrib.split_real_and_imaginary
         last = transforms.mask_updates(mask)
-        tx = optax.chain(split(optax.adamw(0.1)), last)
+        tx: Any = optax.chain(split(optax.adamw(0.1)), last)
         moved = walk(tx, [params] * 3, params)[-1]
         bits = [np.asarray(tree["z"]).view(np.uint64) for tree in (moved, params)]
         np.testing.assert_array_equal(np.equal(*bits), [False, True])
@@ -964,7 +957,7 @@ class LeavesTest(parameterized.TestCase):
     def test_the_dtype_is_that_of_the_updates(self, params, forget, rule):
         retain = {"w": jnp.array([1.0, 2.0], params)}
         away = {"w": jnp.array([2.0, -1.0], forget)}
-        ours = RULES[rule][0]()
+        ours: Any = RULES[rule][0]()
         mixed, _ = ours.update(retain, ours.init(retain), forget_grads=away)
         self.assertEqual(mixed["w"].dtype, params)
         exact, _ = ours.update(
@@ -978,7 +971,7 @@ class LeavesTest(parameterized.TestCase):
             {"a": 1.0, "b": np.array([2, 3], np.float32)},
             {"a": 3.0, "b": np.ones(2)},
         )
-        tx = optax.chain(
+        tx: Any = optax.chain(
             transforms.blend_updates(0.5),
             optax.sgd(1.0),
             transforms.soft_threshold_updates(0.0),
@@ -999,7 +992,7 @@ class LeavesTest(parameterized.TestCase):
     def test_integers_pass_a_mask_and_are_refused_elsewhere(self, leaf):
         grads = {"n": leaf, "w": jnp.ones(3)}
         some = np.array([True, False, True])
-        mask = transforms.mask_updates({"n": some, "w": some})
+        mask: Any = transforms.mask_updates({"n": some, "w": some})
         updates, _ = mask.update(grads, mask.init(grads))
         np.testing.assert_array_equal(updates["w"], [1, 0, 1])
         self.assertEqual(updates["n"].dtype, leaf.dtype)
@@ -1009,7 +1002,7 @@ class LeavesTest(parameterized.TestCase):
             ):
                 ours = rule()
                 ours.update(grads, ours.init(grads), forget_grads=grads)
-        soft = transforms.soft_threshold_updates(SHARE)
+        soft: Any = transforms.soft_threshold_updates(SHARE)
         with self.assertRaisesRegex(ValueError, r"params\['n'\] is .*wanted float"):
             soft.init(grads)
 
@@ -1019,18 +1012,18 @@ class LeavesTest(parameterized.TestCase):
             params = {"w": jnp.zeros(101, jnp.float64)}
             steps = {"w": jnp.asarray(rng.normal(size=101))}
             self.assertEqual(steps["w"].dtype, jnp.float64)
-            tx = transforms.soft_threshold_updates(SHARE)
+            tx: Any = transforms.soft_threshold_updates(SHARE)
             pulled, _ = tx.update(steps, tx.init(params), params)
             self.assertEqual(pulled["w"].dtype, jnp.float64)
             self.assertEqual(np.sum(np.asarray(pulled["w"]) == 0), 50)
-            mask = transforms.mask_updates({"w": steps["w"] > 0})
+            mask: Any = transforms.mask_updates({"w": steps["w"] > 0})
             kept, _ = mask.update(steps, mask.init(params))
             np.testing.assert_array_equal(kept["w"], np.maximum(steps["w"], 0))
 
     @parameterized.parameters(np.float64(0.57), np.float32(0.57), 0.57, "schedule")
     def test_a_share_counts_the_same_compiled_or_not(self, share):
         share = (lambda step: jnp.float32(0.57)) if share == "schedule" else share
-        tx = transforms.soft_threshold_updates(share)
+        tx: Any = transforms.soft_threshold_updates(share)
         params, steps = jnp.zeros(100), jnp.arange(1.0, 101)
         eager, _ = tx.update(steps, tx.init(params), params)
         compiled, _ = jax.jit(tx.update)(steps, tx.init(params), params)
