@@ -10,10 +10,12 @@ from typing import Literal
 
 import numpy as np
 
+from experiments.errors import UserError
+
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 
 
-class DataError(ValueError):
+class DataError(UserError):
     """What came, what was wanted, what to do: shown to the person as it is."""
 
 
