@@ -90,9 +90,9 @@ def with_both_gradients(
         return TwoGradients(moved, nothing), state
 
     seeing = wrapper(optax.GradientTransformationExtraArgs(init_inner, update_inner))
-    outer = optax.with_extra_args_support(
-        optax.GradientTransformationExtraArgs(seeing.init, seeing.update)
-    )
+    if isinstance(seeing, optax.MultiSteps):
+        seeing = seeing.gradient_transformation()
+    outer = optax.with_extra_args_support(seeing)
 
     def init_fn(params):
         return outer.init(TwoGradients(params, params))
@@ -104,7 +104,7 @@ def with_both_gradients(
         )
         seen = None if params is None else TwoGradients(params, params)
         moved, state = outer.update(both, state, seen, **extra_args)
-        return moved.retain, state
+        return _both(moved).retain, state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 

@@ -437,6 +437,39 @@ class LoopsTest(parameterized.TestCase):
         adamw = optax.adamw(0.01, weight_decay=0.1)
         self.check(by_hand(make(correct, adamw, project, mask), PARAMS))
 
+    @parameterized.parameters("nnx", "linen", "equinox")
+    def test_accumulation_of_both_gradients(self, library):
+        # Each gradient comes twice, so that two steps of half the data are one.
+        tx = wrappers.with_both_gradients(lambda tx: optax.MultiSteps(tx, 2), chain())
+
+        if library == "nnx":
+            model = Model(PARAMS)
+            optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+            for _ in range(2 * STEPS):
+                grads, away = (
+                    nnx.grad(f)(model, call) for f in (retain_loss, forget_loss)
+                )
+                optimizer.update(model, grads, forget_grads=away)
+            found = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+        elif library == "linen":
+            state = train_state.TrainState.create(
+                apply_fn=forward, params=PARAMS, tx=tx
+            )
+            for _ in range(2 * STEPS):
+                both = (jax.grad(f)(state.params) for f in (retain_loss, forget_loss))
+                state = state.apply_gradients(grads=wrappers.TwoGradients(*both))
+            found = state.params
+        else:
+            found = CONTAINERS["equinox"](PARAMS)
+            state = tx.init(found)
+            for _ in range(2 * STEPS):
+                grads, away = (
+                    eqx.filter_grad(f)(found) for f in (retain_loss, forget_loss)
+                )
+                updates, state = tx.update(grads, state, found, forget_grads=away)
+                found = eqx.apply_updates(found, updates)
+        self.check(found)
+
 
 ALL = jax.tree.map(lambda _: True, PARAMS)
 HALVES = [{"first": True, "last": False}, {"first": False, "last": True}]

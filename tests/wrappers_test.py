@@ -799,6 +799,15 @@ class BothGradientsTest(parameterized.TestCase):
         self.assertTrue(close(jax.tree.map(lambda x: x[1], moved), PARAMS))
         np.testing.assert_array_equal(state.gradient_step, [2, 2])
 
+    def test_extra_arguments_go_through_wrappers_that_know_none(self):
+        plain = lambda tx: optax.GradientTransformation(tx.init, tx.update)  # noqa: E731
+        tx = wrappers.with_both_gradients(plain, self.chain())
+        updates, _ = tx.update(
+            RETAIN[0], tx.init(PARAMS), PARAMS, forget_grads=FORGET[0], value=1.0
+        )
+        wanted = jax.tree.map(lambda c: -0.1 * c, RULES["blend"][1][0])
+        self.assertTrue(close(updates, wanted))
+
     def test_what_changes_the_tree_is_refused(self):
         tx: Any = wrappers.with_both_gradients(optax.flatten, self.chain())
         with self.assertRaisesRegex(
