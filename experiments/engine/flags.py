@@ -77,7 +77,7 @@ def _settings(config_class: type[Any]) -> Flags:
     """Flags of the settings, those of each class in a group."""
     owners, texts, groups = {}, {}, {}
     for cls in reversed(config_class.__mro__):
-        if dataclasses.is_dataclass(cls):
+        if hasattr(cls, "HEADING"):
             owners |= dict.fromkeys(inspect.get_annotations(cls), cls)
             texts |= _texts(cls)
             groups[cls.HEADING] = {}
