@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
+import jax.numpy as jnp
 import optax
 
 from experiments.engine.recipes import (
@@ -47,24 +48,35 @@ class Optimisation:
     """Numbers of SGD with momentum; the defaults are close to the published ones."""
 
     learning_rate: float = field(0.01, "Peak learning rate.", POSITIVE)
-    epochs: int = field(10, "Epochs.", COUNT)
+    epochs: int = field(10, "Epochs.", COUNT, value=True)
     batch_size: int = field(64, "Examples a step.", COUNT)
     momentum: float = field(0.9, "Momentum of SGD.", SHARE)
     weight_decay: float = field(5e-4, "Weight decay, coupled as in SGD.", NOT_NEGATIVE)
     cosine: bool = field(
-        False, "Let the learning rate fall to zero along a cosine.", SWITCH
+        False,
+        "Let the learning rate fall to zero along a cosine.",
+        SWITCH,
+        value=True,
     )
 
     def sgd(self, epoch_steps: int, stages: int = 1) -> optax.GradientTransformation:
         """SGD with momentum and coupled weight decay, for a run of so many steps."""
-        rate: optax.ScalarOrSchedule = self.learning_rate
-        if self.cosine:
-            steps = max(1, epoch_steps * self.epochs * stages)
-            rate = optax.cosine_decay_schedule(self.learning_rate, steps)
+        steps = epoch_steps * self.epochs * stages
+        rate = cosine_rate(self.learning_rate, steps, self.cosine)
         return optax.chain(
             optax.add_decayed_weights(self.weight_decay),
             optax.sgd(rate, momentum=self.momentum),
         )
+
+
+def cosine_rate(rate: float, steps: float, falls: bool) -> optax.Schedule:
+    """A rate that falls to zero along a cosine, or stays; all three may be traced."""
+
+    def schedule(count):
+        share = jnp.minimum(count / jnp.maximum(steps, 1), 1)
+        return rate * jnp.where(falls, (1 + jnp.cos(jnp.pi * share)) / 2, 1)
+
+    return schedule
 
 
 def suggest(trial: Trial, epochs: int, low: float, high: float) -> dict[str, Any]:

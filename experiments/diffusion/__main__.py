@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Self
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from experiments import data
 from experiments.diffusion import generation, recipes
@@ -242,7 +243,9 @@ class Generation:
         self, forget_weight: float = 1.0, anchor: float = 3.0, strength: float = 1.0
     ) -> generation.Losses:
         """The losses of the U-Net, see :func:`generation.losses`."""
-        return self._made(forget_weight, anchor, strength)
+        weights = forget_weight, anchor, strength
+        traced = any(isinstance(weight, Tracer) for weight in weights)
+        return (self._made.__wrapped__ if traced else self._made)(*weights)
 
     @functools.cached_property
     def classifier(self) -> generation.Classifier:

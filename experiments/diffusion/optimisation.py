@@ -4,6 +4,7 @@ import dataclasses
 
 import optax
 
+from experiments.classification.optimisation import cosine_rate
 from experiments.engine.recipes import COUNT, POSITIVE, SWITCH, field
 from mujax import labels, methods
 
@@ -15,12 +16,13 @@ def rate(default: float) -> float:
 
 def epochs(default: int) -> int:
     """A field for the number of epochs."""
-    return field(default, "Epochs.", COUNT)
+    return field(default, "Epochs.", COUNT, value=True)
 
 
 def cosine(default: bool) -> bool:
     """A field for the learning rate's schedule."""
-    return field(default, "Let the learning rate fall to zero along a cosine.", SWITCH)
+    text = "Let the learning rate fall to zero along a cosine."
+    return field(default, text, SWITCH, value=True)
 
 
 def next_class(default: bool) -> bool:
@@ -41,10 +43,8 @@ class Optimisation:
 
     def adam(self, epoch_steps: int) -> optax.GradientTransformation:
         """Adam on gradients of norm 1 at most."""
-        rate: optax.ScalarOrSchedule = self.learning_rate
-        if self.cosine:
-            steps = max(1, epoch_steps * self.epochs)
-            rate = optax.cosine_decay_schedule(rate, steps)
+        steps = epoch_steps * self.epochs
+        rate = cosine_rate(self.learning_rate, steps, self.cosine)
         return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
 
 

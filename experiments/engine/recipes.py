@@ -65,9 +65,13 @@ def one_of(*names: str) -> Limit:
     return Limit(lambda value: value in names, f"one of {', '.join(names)}")
 
 
-def field(default: Any, text: str, limit: Limit) -> Any:
-    """A field of a recipe, with the help text of its flag and what it may be."""
-    return dataclasses.field(default=default, metadata={"help": text, "limit": limit})
+def field(default: Any, text: str, limit: Limit, *, value: bool = False) -> Any:
+    """A field of a recipe, with the help text of its flag and what it may be.
+
+    A ``value`` is a number that programs read, as every float is; see ``programs``.
+    """
+    metadata = {"help": text, "limit": limit, "value": value}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 class MethodFile(Protocol):
@@ -161,6 +165,7 @@ def _from_plain(recipe_class: type[R], method: str, plain: Any, known: set[str])
     values = {name: value for name, value in plain.items() if name in own}
     for name, value in values.items():
         _check(own[name], value, f"{method}.{name}")
+        values[name] = type(own[name].default)(value)  # a whole number may be a float
     return recipe_class(**values)
 
 

@@ -19,7 +19,7 @@ Difficulty = Literal[
 class Recipe(ufg.Recipe):
     """Numbers of CUFG."""
 
-    epochs: int = field(10, "Epochs of each curriculum stage.", COUNT)
+    epochs: int = field(10, "Epochs of each curriculum stage.", COUNT, value=True)
     stages: int = field(3, "Number of curriculum stages.", COUNT)
     difficulty: Difficulty = field(  # noqa: RUF009
         "confidence", "Stages by this score.", one_of(*get_args(Difficulty))

@@ -3,8 +3,6 @@
 import dataclasses
 from typing import Any
 
-import optax
-
 from experiments.classification import optimisation
 from experiments.classification.optimisation import Losses, Optimisation, Trial
 from experiments.engine.recipes import FINITE, NOT_NEGATIVE, SWITCH, field
@@ -40,11 +38,12 @@ class Recipe(Optimisation):
         def threshold(step):
             return self.threshold - self.threshold_fall * (step // (10 * epoch_steps))
 
+        def forget_weight(step):
+            return self.forget_weight * self.forget_decay ** (step // epoch_steps)
+
         return dict(
             threshold=threshold,
-            forget_weight=optax.exponential_decay(
-                self.forget_weight, epoch_steps, self.forget_decay, staircase=True
-            ),
+            forget_weight=forget_weight,
             eval_loss_fn=losses.evaluation,
             sampled=self.sampled,
             microbatch_size=None if self.sampled else 512,
