@@ -4,9 +4,9 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
-import jax.numpy as jnp
 import optax
 
+from experiments.engine.programs import cosine_rate
 from experiments.engine.recipes import (
     COUNT,
     NOT_NEGATIVE,
@@ -53,10 +53,7 @@ class Optimisation:
     momentum: float = field(0.9, "Momentum of SGD.", SHARE)
     weight_decay: float = field(5e-4, "Weight decay, coupled as in SGD.", NOT_NEGATIVE)
     cosine: bool = field(
-        False,
-        "Let the learning rate fall to zero along a cosine.",
-        SWITCH,
-        value=True,
+        False, "Let the learning rate fall to zero along a cosine.", SWITCH, value=True
     )
 
     def sgd(self, epoch_steps: int, stages: int = 1) -> optax.GradientTransformation:
@@ -67,16 +64,6 @@ class Optimisation:
             optax.add_decayed_weights(self.weight_decay),
             optax.sgd(rate, momentum=self.momentum),
         )
-
-
-def cosine_rate(rate: float, steps: float, falls: bool) -> optax.Schedule:
-    """A rate that falls to zero along a cosine, or stays; all three may be traced."""
-
-    def schedule(count):
-        share = jnp.minimum(count / jnp.maximum(steps, 1), 1)
-        return rate * jnp.where(falls, (1 + jnp.cos(jnp.pi * share)) / 2, 1)
-
-    return schedule
 
 
 def suggest(trial: Trial, epochs: int, low: float, high: float) -> dict[str, Any]:

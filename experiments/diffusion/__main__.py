@@ -244,8 +244,9 @@ class Generation:
     ) -> generation.Losses:
         """The losses of the U-Net, see :func:`generation.losses`."""
         weights = forget_weight, anchor, strength
-        traced = any(isinstance(weight, Tracer) for weight in weights)
-        return (self._made.__wrapped__ if traced else self._made)(*weights)
+        if any(isinstance(weight, Tracer) for weight in weights):
+            return self._made.__wrapped__(*weights)  # known to one program alone
+        return self._made(*weights)
 
     @functools.cached_property
     def classifier(self) -> generation.Classifier:

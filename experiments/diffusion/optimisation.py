@@ -4,7 +4,7 @@ import dataclasses
 
 import optax
 
-from experiments.classification.optimisation import cosine_rate
+from experiments.engine.programs import cosine_rate
 from experiments.engine.recipes import COUNT, POSITIVE, SWITCH, field
 from mujax import labels, methods
 
@@ -43,8 +43,7 @@ class Optimisation:
 
     def adam(self, epoch_steps: int) -> optax.GradientTransformation:
         """Adam on gradients of norm 1 at most."""
-        steps = epoch_steps * self.epochs
-        rate = cosine_rate(self.learning_rate, steps, self.cosine)
+        rate = cosine_rate(self.learning_rate, epoch_steps * self.epochs, self.cosine)
         return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
 
 

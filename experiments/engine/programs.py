@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import optax
 
 from mujax import methods
 
@@ -41,6 +43,16 @@ def split(recipe: Any) -> tuple[dict[str, Any], Any]:
         or field.metadata.get("value", False)
     }
     return numbers, dataclasses.replace(recipe, **dict.fromkeys(numbers, 0.0))
+
+
+def cosine_rate(rate: Any, steps: Any, falls: Any) -> optax.Schedule:
+    """A rate that falls to zero along a cosine, or stays; all three may be traced."""
+
+    def schedule(count):
+        share = jnp.minimum(count / jnp.maximum(steps, 1), 1)
+        return rate * jnp.where(falls, (1 + jnp.cos(jnp.pi * share)) / 2, 1)
+
+    return schedule
 
 
 def compiled(function: Callable[..., Any], donate: int) -> Callable[..., Any]:

@@ -68,7 +68,8 @@ def one_of(*names: str) -> Limit:
 def field(default: Any, text: str, limit: Limit, *, value: bool = False) -> Any:
     """A field of a recipe, with the help text of its flag and what it may be.
 
-    A ``value`` is a number that programs read, as every float is; see ``programs``.
+    A ``value`` is a number that programs read, as every float is: nothing has another
+    shape for it. See ``programs``.
     """
     metadata = {"help": text, "limit": limit, "value": value}
     return dataclasses.field(default=default, metadata=metadata)
