@@ -151,7 +151,10 @@ def read(path: pathlib.Path, methods: Mapping[str, MethodFile]) -> dict[str, Any
             name: _from_plain(methods[name].Recipe, name, entry["recipe"], known)
             for name, entry in entries.items()
         }
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (
+        *(OSError, ValueError, TypeError, KeyError, AttributeError),
+        RecursionError,  # brackets in brackets
+    ) as error:
         raise RecipeError(
             f"{path} is not a file of recipes ({printable(str(error))}). Give one that "
             "experiments.tune wrote."
