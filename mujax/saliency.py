@@ -197,7 +197,7 @@ def random_mask(key: jax.Array, like: PyTree, fraction: jax.typing.ArrayLike) ->
     """
     leaves, structure = jax.tree.flatten(like)
     scores = [
-        jax.random.uniform(jax.random.fold_in(key, i), jnp.shape(leaf))
+        _uniform_like(jnp.zeros_like(leaf, jnp.float32), jax.random.fold_in(key, i))
         if is_array(leaf)
         else None
         for i, leaf in enumerate(leaves)
@@ -236,6 +236,12 @@ def kth_smallest(tree: PyTree, k: jax.typing.ArrayLike) -> jax.Array:
     return _kth_smallest(tree, jnp.minimum(k, total))
 
 
+@jax.jit
+def _uniform_like(zeros: jax.Array, key: jax.Array) -> jax.Array:
+    """Uniform numbers, made where they lie on the devices."""
+    return zeros + jax.random.uniform(key, zeros.shape, zeros.dtype)
+
+
 def _top_fraction_mask(saliency: PyTree, fraction: jax.typing.ArrayLike) -> PyTree:
     """The mask of scores that have been looked at; false where one is not finite."""
     check_fraction(fraction)
@@ -245,8 +251,9 @@ def _top_fraction_mask(saliency: PyTree, fraction: jax.typing.ArrayLike) -> PyTr
         return _top_count_mask(saliency, count)
     count = math.floor(float(fraction) * total)
     if count in (0, total):
-        sound = _sound(saliency) & (count == total)
-        return jax.tree.map(lambda s: jnp.broadcast_to(sound, jnp.shape(s)), saliency)
+        kept = _sound(saliency) & (count == total)
+        # Made of zeros like the score, so that it lies on the devices as that does.
+        return jax.tree.map(lambda s: jnp.zeros_like(s, bool) | kept, saliency)
     return _top_count_mask(saliency, jnp.uint32(count))
 
 
