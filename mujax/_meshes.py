@@ -63,6 +63,26 @@ def in_pieces(x: Any, size: int) -> jax.Array:
     return x.reshape(size, -1, *x.shape[1:]).swapaxes(0, 1)
 
 
+def along(x: jax.Array, examples: PyTree) -> jax.Array:
+    """An array (N, …) that lies along its leading axis as the examples do."""
+    for leaf in jax.tree.leaves(examples):
+        lead = _spec(leaf)[:1]
+        if _axes(lead):
+            mesh = _sharding(leaf).mesh if is_traced(leaf) else leaf.sharding.mesh
+            rest = [None] * (x.ndim - 1)
+            sharding = NamedSharding(mesh, PartitionSpec(*lead, *rest))
+            return jax.sharding.reshard(x, sharding)
+    return x
+
+
+def zeros_along(x: Any, dtype: Any) -> jax.Array:
+    """Zeros of the shape of an array that lie on the devices as it does.
+
+    ``jnp.zeros_like`` forgets that of an array that a traced function closes over.
+    """
+    return jnp.equal(x, x).astype(dtype) * jnp.zeros([], dtype)
+
+
 def num_shards(x: Any) -> int:
     """In how many parts the leading axis lies; 1 if only the compiler knows."""
     concrete = isinstance(x, jax.Array) and not is_traced(x)

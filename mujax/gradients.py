@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mujax._meshes import one_by_one
+from mujax._meshes import one_by_one, zeros_along
 from mujax._programs import program
 from mujax._trees import (
     PyTree,
@@ -219,7 +219,7 @@ def _zeros(params: PyTree) -> PyTree:
     """The total before the first batch, so that all batches share one program."""
     check_inexact(params, "params")
     return jax.tree.map(
-        lambda p: jnp.zeros_like(p, wide(jnp.result_type(p))) if is_array(p) else None,
+        lambda p: zeros_along(p, wide(jnp.result_type(p))) if is_array(p) else None,
         params,
     )
 

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mujax import gradients
+from mujax._meshes import zeros_along
 from mujax._trees import (
     PyTree,
     array_leaves,
@@ -197,7 +198,7 @@ def random_mask(key: jax.Array, like: PyTree, fraction: jax.typing.ArrayLike) ->
     """
     leaves, structure = jax.tree.flatten(like)
     scores = [
-        _uniform_like(jnp.zeros_like(leaf, jnp.float32), jax.random.fold_in(key, i))
+        _uniform_like(zeros_along(leaf, jnp.float32), jax.random.fold_in(key, i))
         if is_array(leaf)
         else None
         for i, leaf in enumerate(leaves)
@@ -252,8 +253,7 @@ def _top_fraction_mask(saliency: PyTree, fraction: jax.typing.ArrayLike) -> PyTr
     count = math.floor(float(fraction) * total)
     if count in (0, total):
         kept = _sound(saliency) & (count == total)
-        # Made of zeros like the score, so that it lies on the devices as that does.
-        return jax.tree.map(lambda s: jnp.zeros_like(s, bool) | kept, saliency)
+        return jax.tree.map(lambda s: zeros_along(s, bool) | kept, saliency)
     return _top_count_mask(saliency, jnp.uint32(count))
 
 

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import optax
 from jax.tree_util import Partial
 
-from mujax._meshes import in_pieces
+from mujax._meshes import in_pieces, zeros_along
 from mujax._programs import Adapted
 from mujax._trees import PyTree, check_inexact, check_mask, match, select, size, wide
 from mujax.gradients import num_examples
@@ -363,7 +363,7 @@ def _forgetting_gradient(loss_fn, state, batch, key, microbatch_size, axis_name)
             f"microbatch_size={microbatch_size}; pad it with examples of weight 0."
         )
     pieces = jax.tree.map(lambda x: in_pieces(x, microbatch_size), batch)
-    zero = jax.tree.map(lambda p: jnp.zeros_like(p, wide(p.dtype)), state.trained)
+    zero = jax.tree.map(lambda p: zeros_along(p, wide(p.dtype)), state.trained)
 
     def add(total, piece):
         return jax.tree.map(jnp.add, total, grad_fn(state.trained, piece)), None
