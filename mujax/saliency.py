@@ -329,7 +329,7 @@ def _largest(holds: Callable[[jax.Array], jax.Array]) -> jax.Array:
     """The largest uint32 for which a predicate holds that is true at 0 and monotone."""
 
     def body(i, low):
-        candidate = low | (jnp.uint32(1 << 31) >> i.astype(jnp.uint32))
+        candidate = low | (jnp.uint32(1 << 31) >> jnp.asarray(i, jnp.uint32))
         return jnp.where(holds(candidate), candidate, low)
 
     return jax.lax.fori_loop(0, 32, body, jnp.uint32(0))

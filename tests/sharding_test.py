@@ -180,7 +180,7 @@ SPECS = {"up": P(None, "model"), "bias": P("model"), "down": P("model", None)}
 
 def mlp(params, x):
     """Two layers; the second contracts the axis that the first one's output lies on."""
-    hidden = jnp.tanh(x @ params["up"] + params["bias"])
+    hidden = jnp.tanh(x @ params["up"] + params["bias"][None])
     sharding = jax.typeof(hidden).sharding
     if AxisType.Explicit not in sharding.mesh.axis_types:
         return hidden @ params["down"]
@@ -337,7 +337,7 @@ OTHERS = {
 def predict(params, x, t, condition):
     """A noise network on images of three entries."""
     inputs = jnp.concatenate([x, condition[:, None]], 1)
-    return mlp(params, inputs + 0.01 * t[:, None])
+    return mlp(params, inputs + t[:, None].astype(jnp.float32) / 8)
 
 
 def diffuse(d):
