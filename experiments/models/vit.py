@@ -104,7 +104,9 @@ class Block(nnx.Module):
         q, k, v = jnp.moveaxis(joint.reshape(*x.shape[:2], 3, self.heads, -1), 2, 0)
         attended = jax.nn.dot_product_attention(q, k, v)
         x = x + self.mix(attended.reshape(x.shape))
-        return x + self.contract(nnx.gelu(self.expand(self.norm2(x))))
+        return x + self.contract(
+            nnx.gelu(self.expand(self.norm2(x)), approximate=False)
+        )
 
 
 def _dense(inputs: int, outputs: int, rngs: nnx.Rngs) -> nnx.Linear:
