@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, Self
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import rich.console
 import rich.table
@@ -24,6 +23,7 @@ from experiments.engine.cache import Cache
 from experiments.engine.checkpoints import load_original
 from experiments.engine.progress import Display
 from experiments.engine.store import Store
+from experiments.models.foreign import numbers
 from experiments.reporting import report, summary, tables
 from experiments.reporting.summary import Column
 from mujax import methods
@@ -402,7 +402,5 @@ def _digest(arrays: Any) -> str:
     """Tells arrays from others, in 16 digits; empty for none."""
     digest = hashlib.sha256()
     for array in arrays if isinstance(arrays, list) else [arrays]:
-        if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
-            array = jax.random.key_data(array)
-        digest.update(np.ascontiguousarray(array).tobytes())
+        digest.update(np.ascontiguousarray(numbers(array)).tobytes())
     return digest.hexdigest()[:16]

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
@@ -31,31 +30,30 @@ class StoreError(ValueError):
 def save_checkpoint(path: pathlib.Path, tree: dict[str, Any]) -> None:
     """Writes nested dictionaries of arrays with Orbax, replacing what is there.
 
-    Random keys are kept as their numbers, with their kind beside them, and arrays
-    without an entry beside them altogether: Orbax holds neither on the host.
+    Arrays without an entry, which Orbax refuses, are kept as a note beside it.
 
     Raises:
       OSError: it cannot be written.
     """
     leaves: dict[Any, Any] = traverse_util.flatten_dict(tree, keep_empty_nodes=True)
-    notes: dict[str, dict[str, Any]] = {"keys": {}, "empty": {}}
+    empty = {}
     for where, leaf in list(leaves.items()):
-        if foreign.is_key(leaf):
-            notes["keys"]["/".join(where)] = foreign.key_kind(leaf)
-            leaves[where] = jax.random.key_data(leaf)
-        elif hasattr(leaf, "size") and not leaf.size:
-            notes["empty"]["/".join(where)] = [str(leaf.dtype), leaf.shape]
+        if hasattr(leaf, "size") and not leaf.size:
+            empty["/".join(where)] = [str(leaf.dtype), leaf.shape]
             del leaves[where]
     # Asked first: on a full disk Orbax prints pages from its threads.
     # On the host: an array that names its device is not read back where it is absent.
-    tree = jax.device_get(traverse_util.unflatten_dict(leaves))
+    tree = jax.tree.map(
+        lambda leaf: leaf if foreign.is_key(leaf) else jax.device_get(leaf),
+        traverse_util.unflatten_dict(leaves),
+    )
     needed = sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
     needed += _OVERHEAD * (len(leaves) + 1)
     path.parent.mkdir(parents=True, exist_ok=True)
     if shutil.disk_usage(path.parent).free < needed:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
     try:
-        formats.write_orbax(path, tree, {k: v for k, v in notes.items() if v})
+        formats.write_orbax(path, tree, {"empty": empty} if empty else None)
     except (OSError, MemoryError):
         raise
     except Exception as error:  # its storage has errors of its own for a full disk
@@ -70,14 +68,11 @@ def load_checkpoint(path: pathlib.Path) -> dict[str, Any]:
     """
     try:
         tree = formats.read_tree(path)
-        notes = formats.read_notes(path)
+        empty = formats.read_notes(path).get("empty", {})
     except ValueError as error:
         raise StoreError(str(error)) from error
     leaves: dict[Any, Any] = traverse_util.flatten_dict(tree, keep_empty_nodes=True)
-    for name, kind in notes.get("keys", {}).items():
-        where = tuple(name.split("/"))
-        leaves[where] = jax.random.wrap_key_data(jnp.asarray(leaves[where]), impl=kind)
-    for name, (dtype, shape) in notes.get("empty", {}).items():
+    for name, (dtype, shape) in empty.items():
         leaves[tuple(name.split("/"))] = np.zeros(shape, dtype)
     return traverse_util.unflatten_dict(leaves)
 
@@ -102,13 +97,13 @@ def load_original(
     """
     shapes = jax.eval_shape(init, jax.random.key(0))
     model = {"params": shapes[0], "model_state": shapes[1]}
-    tree, _, match = _match(path, model, "Give the --model (and --width) that it has.")
+    remedy = "Give the --model (and --width) that it was trained with."
+    tree, _, match = _match(path, model, remedy)
     try:
         original, changes = foreign.take(tree, match, model)
     except ValueError as error:
         raise StoreError(f"The checkpoint {path} cannot be used: {error}.") from error
-    left = [f"left out {', '.join(match.left_out)}"] if match.left_out else []
-    if notes := left + changes:
+    if notes := [*match.notes, *changes]:
         print(f"From --checkpoint {path}: {'; '.join(notes)}.", file=sys.stderr)
     return original
 

@@ -20,6 +20,8 @@ import orbax.checkpoint as ocp
 from etils import epath
 from flax import serialization
 
+from experiments.models.foreign import is_key, numbers
+
 Kind = Literal["orbax", "msgpack", "npz", "safetensors"]
 """A format; npz and safetensors hold a flat dictionary of names."""
 
@@ -30,7 +32,7 @@ ACCEPTED = (
 CONVERT = (
     "python -c \"import torch, safetensors.torch as s; d = torch.load('{0}', "
     "weights_only=True); d = d.get('state_dict', d); s.save_file("
-    "{{k: v.clone() for k, v in d.items()}}, '{1}')\""
+    "{{k: v.clone() for k, v in d.items() if hasattr(v, 'clone')}}, '{1}')\""
 )
 
 _STEP = re.compile(r"(?:(?:checkpoint|ckpt|step)[_-]?)?(\d+)")
@@ -132,7 +134,7 @@ def read_orbax(folder: pathlib.Path) -> Any:
 
 
 def read_tree(folder: pathlib.Path) -> Any:
-    """Reads one Orbax tree as NumPy arrays, whatever devices wrote it.
+    """Reads one Orbax tree as NumPy arrays and random keys, whatever devices wrote it.
 
     Raises:
       ValueError: there is none, or it is damaged.
@@ -140,10 +142,11 @@ def read_tree(folder: pathlib.Path) -> Any:
     handler, place = ocp.PyTreeCheckpointHandler(), epath.Path(folder.absolute())
     try:
         tree: Any = handler.metadata(place)
-        arguments = jax.tree.map(_as_numpy, getattr(tree, "tree", tree))
+        arguments = jax.tree.map(_restored, getattr(tree, "tree", tree))
         tree = handler.restore(
             place, args=ocp.args.PyTreeRestore(restore_args=arguments)
         )
+        tree = jax.tree.map(lambda x: x if is_key(x) else jax.device_get(x), tree)
         # Orbax does not notice a wrong byte in an array.
         if read_notes(folder).get("crc32", _checksum(tree)) != _checksum(tree):
             raise ValueError("its checksum is another")
@@ -188,18 +191,21 @@ def first_line(error: BaseException) -> str:
     return (words or type(error).__name__).splitlines()[0][:200].rstrip(" .")
 
 
-def _as_numpy(leaf: Any) -> ocp.RestoreArgs:
+def _restored(leaf: Any) -> ocp.RestoreArgs:
     """How to restore a leaf: arrays on the host, a number or a text as it is."""
-    if hasattr(leaf, "shape"):
-        return ocp.RestoreArgs(restore_type=np.ndarray)
-    return ocp.RestoreArgs()
+    if not hasattr(leaf, "shape"):
+        return ocp.RestoreArgs()
+    if leaf.dtype == np.uint32:  # a random key is told from its numbers on a device
+        place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        return ocp.ArrayRestoreArgs(restore_type=jax.Array, sharding=place)
+    return ocp.RestoreArgs(restore_type=np.ndarray)
 
 
 def _checksum(tree: Any) -> int:
     """CRC-32 over the leaves' bytes."""
     total = 0
     for leaf in jax.tree.leaves(tree):
-        total = zlib.crc32(np.ascontiguousarray(leaf).tobytes(), total)
+        total = zlib.crc32(np.ascontiguousarray(numbers(leaf)).tobytes(), total)
     return total
 
 

@@ -41,11 +41,12 @@ class Match(NamedTuple):
     Attributes:
       places: of each leaf, by its path, which starts with ``params`` or
         ``model_state``.
-      left_out: what the tree holds beside the model, such as ``opt_state``.
+      notes: what a person should know: parameters at an unusual place, and what is
+        left out beside the model, such as ``opt_state``.
     """
 
     places: dict[Path, Place]
-    left_out: tuple[str, ...]
+    notes: tuple[str, ...]
 
 
 def find(tree: Any, model: Mapping[str, Any]) -> Match:
@@ -66,14 +67,14 @@ def find(tree: Any, model: Mapping[str, Any]) -> Match:
     Example:
       >>> shape = jax.ShapeDtypeStruct((2,), jnp.float32)
       >>> kept = {"params": {"bias": np.zeros(2)}, "opt_state": {"count": 3}}
-      >>> find(kept, {"params": {"bias": shape}, "model_state": {}}).left_out
-      ('opt_state',)
+      >>> find(kept, {"params": {"bias": shape}, "model_state": {}}).notes
+      ('left out: opt_state',)
     """
     leaves, wanted = _filled(tree), _filled({part: model[part] for part in PARTS})
     params = [_split(path[1:]) for path in wanted if path[0] == "params"]
     places = {_split(name): Place(name) for name in leaves}
     prefix, count = _prefix(_unboxed(places), params)
-    if count < len(params) and any(name[-1] == "weight" for name in places):
+    if count < len(params) and _is_torch(places) and not _is_torch(params):
         places = _from_torch(leaves)
         prefix, count = _prefix(places, params)
     if not count:
@@ -95,7 +96,12 @@ def find(tree: Any, model: Mapping[str, Any]) -> Match:
         name = min(faults)
         others = f" ({len(faults) - 1} more leaves differ)" if len(faults) > 1 else ""
         raise ValueError(f"{name} is {faults[name]} in the model{others}")
-    return Match({path: place for path, place in found.items() if place}, left_out)
+    notes = []
+    if prefix not in ((), ("params",)):
+        notes.append(f"the parameters are those at {'.'.join(prefix)}")
+    if left_out:
+        notes.append(f"left out: {', '.join(left_out)}")
+    return Match({p: place for p, place in found.items() if place}, tuple(notes))
 
 
 def take(
@@ -119,9 +125,9 @@ def take(
     taken = {p: np.zeros(x.shape, x.dtype) for p, x in wanted.items() if not x.size}
     changes = collections.Counter()
     for path, place in match.places.items():
-        came, dtype = np.asarray(leaves[place.name]), wanted[path].dtype
+        came, dtype = numbers(leaves[place.name]), wanted[path].dtype
         if is_key(wanted[path]):
-            impl = key_kind(wanted[path])
+            impl = _key_kind(wanted[path])
             taken[path] = jax.random.wrap_key_data(jnp.asarray(came), impl=impl)
             continue
         with np.errstate(over="ignore"):
@@ -158,8 +164,11 @@ def put_back(tree: Any, match: Match, model: Mapping[str, Any]) -> Any:
     new = flatten({part: model[part] for part in PARTS})
     leaves = flatten(tree)
     for path, place in match.places.items():
-        array = jax.random.key_data(new[path]) if is_key(new[path]) else new[path]
-        array = np.asarray(array, np.asarray(leaves[place.name]).dtype)
+        kept = leaves[place.name]
+        if is_key(kept):
+            leaves[place.name] = new[path]
+            continue
+        array = numbers(new[path]).astype(np.asarray(kept).dtype)
         if place.axes is not None:
             array = array.transpose(np.argsort(place.axes))
         leaves[place.name] = array
@@ -171,11 +180,9 @@ def is_key(leaf: Any) -> bool:
     return jnp.issubdtype(getattr(leaf, "dtype", np.int32), jax.dtypes.prng_key)
 
 
-def key_kind(leaf: Any) -> str:
-    """The implementation of a random key, or of its shape."""
-    kinds = []
-    jax.eval_shape(lambda key: kinds.append(str(jax.random.key_impl(key))), leaf)
-    return kinds[0]
+def numbers(leaf: Any) -> np.ndarray:
+    """A leaf as an array on the host; of a random key, what it is made of."""
+    return np.asarray(jax.random.key_data(leaf) if is_key(leaf) else leaf)
 
 
 # Parts of a tree that are the model's; of others a note is enough.
@@ -199,6 +206,11 @@ def _unboxed(places: Mapping[Path, Place]) -> dict[Path, Place]:
         path[:-1]: p for path, p in places.items() if path[-1:] and path[-1] in boxes
     }
     return {**inner, **places}
+
+
+def _is_torch(paths: Collection[Path]) -> bool:
+    """Whether the names look like PyTorch's, which flax does not use."""
+    return any(path[-1:] == ("weight",) for path in paths)
 
 
 def _from_torch(leaves: Mapping[Path, Any]) -> dict[Path, Place]:
@@ -264,14 +276,15 @@ def _place(places: Mapping[Path, Place], prefix: Path, path: Path) -> Place | No
 
 def _rest(
     places: Mapping[Path, Place], prefix: Path, found: Mapping[Path, Place | None]
-) -> tuple[dict[str, Place], tuple[str, ...]]:
+) -> tuple[dict[str, Place], list[str]]:
     """What is nobody's: leaves among the model's, and groups beside it."""
     known, root = _unboxed(places), prefix[:-1]
     used = {place.name for place in found.values() if place}
     for path, place in known.items():  # a random stream of NNX: a key and a count
         if path[-1:] == ("count",) and (*path[:-1], "key") in known:
             used |= {place.name, known[*path[:-1], "key"].name}
-    extra, left_out = {}, {}
+    extra: dict[str, Place] = {}
+    left_out: dict[str, None] = {}
     for path, place in places.items():
         if place.name in used:
             continue
@@ -282,7 +295,14 @@ def _rest(
             extra[".".join(path[len(root) :])] = place
         else:
             left_out[".".join(beside)] = None
-    return extra, tuple(left_out)
+    return extra, list(left_out)
+
+
+def _key_kind(leaf: Any) -> str:
+    """The implementation of a random key, or of its shape."""
+    kinds = []
+    jax.eval_shape(lambda key: kinds.append(str(jax.random.key_impl(key))), leaf)
+    return kinds[0]
 
 
 def _kind(leaves: Mapping[Path, Any], place: Place) -> tuple[Any, tuple[int, ...]]:
