@@ -13,6 +13,7 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
+import jax.numpy as jnp
 import optax
 
 from experiments.reporting.report import MethodNote
@@ -28,9 +29,13 @@ Difficulty = Literal[
 ]
 
 
-def field(default: Any, text: str) -> Any:
-    """A field with the help text of its flag."""
-    return dataclasses.field(default=default, metadata={"help": text})
+def field(default: Any, text: str, *, value: bool = False) -> Any:
+    """A field with the help text of its flag.
+
+    A ``value`` is a number that programs read, as every float is; see ``programs``.
+    """
+    metadata = {"help": text, "value": value}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,13 +43,14 @@ class Recipe:
     """Numbers of one unlearning run; a method reads those that it has a use for."""
 
     learning_rate: float = field(0.01, "Peak learning rate.")
-    epochs: int = field(10, "Epochs, in each curriculum stage.")
+    epochs: int = field(10, "Epochs, in each curriculum stage.", value=True)
     batch_size: int = field(64, "Examples a step.")
     momentum: float = field(0.9, "Momentum of SGD.")
     weight_decay: float = field(5e-4, "Weight decay, coupled as in SGD.")
     cosine: bool = field(
         False,
         "Let the learning rate fall to zero along a cosine.",
+        value=True,
     )
     density: float = field(0.5, "SalUn: share of the parameters that may move.")
     exclude_true: bool = field(True, "Relabelling: draw from the other labels only.")
@@ -96,13 +102,21 @@ Build = Callable[[Recipe, Losses, int], methods.Method]
 
 def sgd(recipe: Recipe, steps: int) -> optax.GradientTransformation:
     """SGD with momentum and coupled weight decay."""
-    rate: optax.ScalarOrSchedule = recipe.learning_rate
-    if recipe.cosine:
-        rate = optax.cosine_decay_schedule(recipe.learning_rate, max(steps, 1))
+    rate = cosine_rate(recipe.learning_rate, steps, recipe.cosine)
     return optax.chain(
         optax.add_decayed_weights(recipe.weight_decay),
         optax.sgd(rate, momentum=recipe.momentum),
     )
+
+
+def cosine_rate(rate: float, steps: int, falls: bool) -> optax.Schedule:
+    """A rate that falls to zero along a cosine, or stays; all three may be traced."""
+
+    def schedule(count):
+        share = jnp.minimum(count / jnp.maximum(steps, 1), 1)
+        return rate * jnp.where(falls, (1 + jnp.cos(jnp.pi * share)) / 2, 1)
+
+    return schedule
 
 
 def retrain(recipe: Recipe, losses: Losses, steps: int) -> methods.Method:
@@ -175,13 +189,14 @@ def _ufg(recipe, losses, steps, *, method, **options):
     def threshold(step):
         return recipe.threshold - recipe.threshold_fall * (step // (10 * steps))
 
+    def forget_weight(step):
+        return recipe.forget_weight * recipe.forget_decay ** (step // steps)
+
     return method(
         losses.train,
         sgd(recipe, steps * recipe.epochs * stages),
         threshold=threshold,
-        forget_weight=optax.exponential_decay(
-            recipe.forget_weight, steps, recipe.forget_decay, staircase=True
-        ),
+        forget_weight=forget_weight,
         eval_loss_fn=losses.evaluation,
         sampled=recipe.sampled,
         microbatch_size=None if recipe.sampled else 512,

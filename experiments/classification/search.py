@@ -258,6 +258,7 @@ def _gap(bench, name: str, seed: int, reference: dict[str, Any]) -> float:
             run.feed,
             batch_size=run.batch_size,
             seed=study.run_seed(name, seed),
+            traced=run.traced,
         )
         ours = bench.task.measure(*run.method.finish(state), seed)
         return evaluation.compare(ours.row, reference)["gap"]

@@ -258,11 +258,11 @@ class Generation:
 
     def build(self, name: str, recipe: Recipe, steps: int) -> methods.Method:
         """A method or the training of a baseline."""
-        losses = self.losses(
-            forget_weight=recipe.forget_weight,
-            anchor=recipe.anchor,
-            strength=recipe.strength,
-        )
+        weights = {
+            k: getattr(recipe, k) for k in ("forget_weight", "anchor", "strength")
+        }
+        traced = any(isinstance(x, jax.core.Tracer) for x in weights.values())
+        losses = (self.losses.__wrapped__ if traced else self.losses)(**weights)
         return recipes.build(name, recipe, losses, steps)
 
     def forget_batches(self, batch_size: int, seed: int = 0) -> list[Any]:

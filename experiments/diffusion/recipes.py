@@ -23,9 +23,11 @@ class Recipe:
     """Numbers of one run; a method reads those that it has a use for."""
 
     learning_rate: float = field(1e-3, "Peak learning rate of Adam.")
-    epochs: int = field(5, "Epochs.")
+    epochs: int = field(5, "Epochs.", value=True)
     batch_size: int = field(64, "Examples a step.")
-    cosine: bool = field(False, "Let the learning rate fall to zero along a cosine.")
+    cosine: bool = field(
+        False, "Let the learning rate fall to zero along a cosine.", value=True
+    )
     density: float = field(0.5, "SalUn: share of the parameters that may move.")
     forget_weight: float = field(
         1.0, "Relabelling: weight of a relabelled example beside a retained one."
@@ -54,9 +56,9 @@ Build = Callable[[Recipe, Losses, optax.GradientTransformation], methods.Method]
 
 def build(name: str, recipe: Recipe, losses: Losses, steps: int) -> methods.Method:
     """A method, or the training of a baseline; ``steps`` are those of an epoch."""
-    rate: optax.ScalarOrSchedule = recipe.learning_rate
-    if recipe.cosine:
-        rate = optax.cosine_decay_schedule(rate, max(1, steps * recipe.epochs))
+    rate = recipes.cosine_rate(
+        recipe.learning_rate, steps * recipe.epochs, recipe.cosine
+    )
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
     method = METHODS.get(name, _retrain)(recipe, losses, optimizer)
     if method.data_use.relabel is None or not recipe.next_class:
