@@ -6,6 +6,7 @@ bytes, never by its name: flax's msgpack, an npz, safetensors. Nothing is unpick
 pickle can run any code when it is read.
 """
 
+import io
 import json
 import pathlib
 import re
@@ -20,6 +21,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from flax import serialization
 
+from experiments.files import write_atomically
 from experiments.models.foreign import is_key, numbers
 
 Kind = Literal["orbax", "msgpack", "npz", "safetensors"]
@@ -53,7 +55,12 @@ def read(path: pathlib.Path) -> tuple[Any, Kind]:
         found.
     """
     if path.is_dir():
-        return read_orbax(path), "orbax"
+        found = _inside(path)
+        if isinstance(found, list):
+            return {item.name: read_tree(item) for item in found}, "orbax"
+        if found.is_dir():
+            return read_tree(found), "orbax"
+        path = found
     try:
         with path.open("rb") as file:
             head = file.read(16)
@@ -85,52 +92,14 @@ def write(path: pathlib.Path, tree: Any, kind: Kind) -> None:
     if kind == "orbax":
         write_orbax(path, tree)
     elif kind == "msgpack":
-        path.write_bytes(serialization.msgpack_serialize(tree))
+        write_atomically(path, serialization.msgpack_serialize(tree))
     elif kind == "npz":
-        with path.open("wb") as file:  # a name given to savez grows an ending
-            np.savez(file, **tree)
+        data = io.BytesIO()
+        np.savez(data, **tree)
+        write_atomically(path, data.getvalue())
     else:
-        _safetensors().save_file(
-            {name: np.ascontiguousarray(leaf) for name, leaf in tree.items()}, path
-        )
-
-
-def read_orbax(folder: pathlib.Path) -> Any:
-    """Reads an Orbax folder as NumPy arrays, whatever devices wrote it.
-
-    Args:
-      folder: of one tree, of a step with its items, or of steps; the latest is read.
-
-    Raises:
-      ValueError: there is no tree in it, or it is damaged.
-    """
-    if not folder.is_dir():
-        what = "a file" if folder.exists() else "missing"
-        raise ValueError(f"{folder} is {what}, wanted a folder. {ACCEPTED}")
-    if (folder / _TREE).exists():
-        return read_tree(folder)
-    inside = sorted(folder.iterdir())
-    items = [child for child in inside if (child / _TREE).exists()]
-    steps = {
-        int(match[1]): child
-        for child in inside
-        if (match := _STEP.fullmatch(child.name))
-    }
-    named = [item for item in items if not _STEP.fullmatch(item.name)]
-    if len(named) == 1:
-        return read_tree(named[0])
-    if named:
-        return {item.name: read_tree(item) for item in named}
-    if steps:
-        latest = steps[max(steps)]
-        return read_orbax(latest) if latest.is_dir() else read(latest)[0]
-    names = [child.name for child in inside if not child.name.startswith(".")]
-    listed = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
-    files = [name for name in names if name.endswith((".safetensors", ".msgpack"))]
-    way_out = f"Give {folder / files[0]}." if files else ACCEPTED
-    raise ValueError(
-        f"{folder} is no Orbax checkpoint: it holds {listed or 'nothing'}. {way_out}"
-    )
+        leaves = {name: np.ascontiguousarray(leaf) for name, leaf in tree.items()}
+        write_atomically(path, _safetensors().save(leaves))
 
 
 def read_tree(folder: pathlib.Path) -> Any:
@@ -189,6 +158,33 @@ def first_line(error: BaseException) -> str:
     """The start of an error's message: storages print whole specifications."""
     words = getattr(error, "strerror", None) or str(error).strip()
     return (words or type(error).__name__).splitlines()[0][:200].rstrip(" .")
+
+
+def _inside(folder: pathlib.Path) -> pathlib.Path | list[pathlib.Path]:
+    """The tree in a folder, or the file of a step, or the trees that are its items."""
+    if (folder / _TREE).exists():
+        return folder
+    inside = sorted(folder.iterdir())
+    items = [child for child in inside if (child / _TREE).exists()]
+    found = [(_STEP.fullmatch(child.name), child) for child in inside]
+    steps = {int(match[1]): child for match, child in found if match}
+    if steps:
+        latest = steps[max(steps)]
+        return _inside(latest) if latest.is_dir() else latest
+    if items:
+        return items if len(items) > 1 else items[0]
+    names = [child.name for child in inside if not child.name.startswith(".")]
+    listed = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+    likely = [
+        child
+        for child in inside
+        if child.suffix in (".safetensors", ".msgpack", ".npz")
+        or (child.is_dir() and any(child.glob(f"**/{_TREE}")))
+    ]
+    way_out = f"Give what is meant, such as {likely[0]}." if likely else ACCEPTED
+    raise ValueError(
+        f"{folder} is no Orbax checkpoint: it holds {listed or 'nothing'}. {way_out}"
+    )
 
 
 def _restored(leaf: Any) -> ocp.RestoreArgs:

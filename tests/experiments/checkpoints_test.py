@@ -107,7 +107,8 @@ SAFETENSORS = (forms.save_safetensors, lambda path, _: forms.load_safetensors(pa
 
 def save_slashes(path, tree):
     with path.open("wb") as file:
-        np.savez(file, **traverse_util.flatten_dict(tree, sep="/"))
+        leaves: Any = traverse_util.flatten_dict(tree, sep="/")
+        np.savez(file, **leaves)
 
 
 def load_slashes(path, _):
@@ -213,8 +214,8 @@ class FormTest(FolderTest):
         tree = variables()
         with ocp.CheckpointManager(self.folder / "manager") as manager:
             items = {name: ocp.args.StandardSave(part) for name, part in tree.items()}
-            items["about"] = ocp.args.JsonSave({"epoch": 3})
-            manager.save(3, args=ocp.args.Composite(**items))
+            about = ocp.args.JsonSave({"epoch": 3})
+            manager.save(3, args=ocp.args.Composite(**items, about=about))
         original, _ = self.load(self.folder / "manager", LINEN)
         chex.assert_trees_all_equal(original["params"], tree["params"])
 
@@ -326,10 +327,10 @@ class RefusalTest(FolderTest):
         ("strange_statistics", lambda t: t["batch_stats"].update(more=np.ones(2)),
          r"batch_stats\.more is float64 \(2,\) in it and absent in the model"),
         ("not_finite",
-         lambda t: t["params"]["Dense_1"].update(bias=np.float32([1, np.nan])),
+         lambda t: t["params"]["Dense_1"].update(bias=np.array([1, np.nan], "f")),
          r"params\.Dense_1\.bias has values that are not finite"),
         ("too_large",
-         lambda t: t["params"]["Dense_1"].update(bias=np.float64([1, 1e99])),
+         lambda t: t["params"]["Dense_1"].update(bias=np.array([1, 1e99])),
          r"params\.Dense_1\.bias holds 1e\+99 as float64, .* too large for .* float32"),
         ("twice", lambda t: t.update(a=t["params"], b=t.pop("params")),
          r"holds the parameters at a and at b; keep those .* under 'params'"),
@@ -374,7 +375,15 @@ class RefusalTest(FolderTest):
         (self.folder / "hub" / "model.safetensors").touch()
         self.assert_refused(
             self.folder / "hub",
-            r"no Orbax checkpoint: it holds model\.s.* Give .*hub/m",
+            r"no Orbax checkpoint: it holds model\.s.* such as .*hub/m",
+        )
+        with ocp.CheckpointManager(
+            self.folder / "named",
+            options=ocp.CheckpointManagerOptions(step_prefix="run"),
+        ) as manager:
+            manager.save(7, args=ocp.args.StandardSave(variables()))
+        self.assert_refused(
+            self.folder / "named", r"holds run_7\. .*such as .*/run_7\."
         )
         # the seeds of a study are no steps of one training
         for seed in ("seed_0", "seed_1"):

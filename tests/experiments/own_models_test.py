@@ -3,6 +3,7 @@
 import json
 import pathlib
 import tempfile
+from typing import Any
 from unittest import mock
 
 import chex
@@ -34,7 +35,7 @@ class Boxed(linen.Module):
             linen.initializers.lecun_normal(), (None, "model")
         )
         x = linen.Dense(8, kernel_init=init)(x.reshape(len(x), -1))
-        seen = self.variable(
+        seen: Any = self.variable(
             "counts", "seen", lambda: linen.Partitioned(jnp.int32(0), names=())
         )
         if train and not self.is_initializing():
