@@ -2,7 +2,7 @@
 
 import numpy as np
 import orbax.checkpoint as ocp
-import safetensors.numpy
+import safetensors.flax
 from flax import serialization, traverse_util
 
 
@@ -32,13 +32,13 @@ def load_npz(path):
 
 
 def save_safetensors(path, tree):
-    safetensors.numpy.save_file(flat(tree), path)
+    safetensors.flax.save_file(flat(tree), path)
 
 
 def load_safetensors(path):
-    return traverse_util.unflatten_dict(safetensors.numpy.load_file(path), sep=".")
+    return traverse_util.unflatten_dict(safetensors.flax.load_file(path), sep=".")
 
 
 def flat(tree):
     leaves = traverse_util.flatten_dict(tree).items()
-    return {".".join(map(str, path)): np.asarray(leaf) for path, leaf in leaves}
+    return {".".join(map(str, path)): leaf for path, leaf in leaves}
