@@ -1,5 +1,7 @@
 """A trained model kept in other forms, and the unlearned one read in the same."""
 
+from typing import Any
+
 import numpy as np
 import orbax.checkpoint as ocp
 import safetensors.flax
@@ -39,6 +41,6 @@ def load_safetensors(path):
     return traverse_util.unflatten_dict(safetensors.flax.load_file(path), sep=".")
 
 
-def flat(tree):
+def flat(tree) -> dict[str, Any]:
     leaves = traverse_util.flatten_dict(tree).items()
     return {".".join(map(str, path)): leaf for path, leaf in leaves}
