@@ -15,7 +15,9 @@ import optax
 import rich
 import rich.table
 
-from experiments import data, evaluation, loop
+from experiments import data
+from experiments.classification import evaluation
+from experiments.engine import loop
 from experiments.models import build
 from mujax import correction, methods, saliency, subspace
 

@@ -6,7 +6,9 @@ arXiv:2509.14633.
 The forgetting gradient points where forgetting leads, the retain gradient where
 fine-tuning leads. Where they agree enough in some tensor, the corrector walks along
 their sum of unit vectors; elsewhere the retain gradient stays as it is. All functions
-take two trees of one structure; norms and cosines are float32 and safe at zero.
+take two trees whose leaves match by path; norms and cosines are float32 and safe at
+zero. A complex tensor counts as its real and imaginary parts. What is not finite in
+either gradient is not finite in what comes of them.
 """
 
 from collections.abc import Iterable
@@ -15,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from mujax import gradients
-from mujax._trees import PyTree, check_like
+from mujax._trees import PyTree, match, widened
 
 
 def forgetting_gradient(
@@ -69,10 +71,10 @@ def conflict(retain_grads: PyTree, forget_grads: PyTree) -> PyTree:
       >>> conflict({"w": jnp.array([1.0, 0.0])}, {"w": jnp.array([3.0, 4.0])})
       {'w': Array(0.6, dtype=float32)}
     """
-    check_like(forget_grads, retain_grads, "forget_grads", "retain_grads")
+    forget_grads = match(forget_grads, retain_grads, "forget_grads", "retain_grads")
     return jax.tree.map(
         # Rounding takes the cosine of parallel vectors above 1 every other time.
-        lambda r, f: jnp.clip(jnp.sum(_unit(r) * _unit(f)), -1, 1),
+        lambda r, f: jnp.clip(_dot(_unit(r), _unit(f)), -1, 1),
         retain_grads,
         forget_grads,
     )
@@ -124,7 +126,11 @@ def correct(
     Reference:
       `CUFG (2025) <https://arxiv.org/abs/2509.14633>`_, gradient corrector.
     """
-    fires = jax.tree.map(lambda c: c > threshold, conflict(retain_grads, forget_grads))
+    forget_grads = match(forget_grads, retain_grads, "forget_grads", "retain_grads")
+    # Not c > τ, or what is not finite would count as no conflict and go unseen.
+    fires = jax.tree.map(
+        lambda c: ~(c <= threshold), conflict(retain_grads, forget_grads)
+    )
     if not per_tensor:
         anywhere = jnp.any(jnp.array(jax.tree.leaves(fires)))
         fires = jax.tree.map(lambda _: anywhere, fires)
@@ -167,13 +173,12 @@ def project_conflicts(
     Reference:
       `Yu et al. (2020) <https://arxiv.org/abs/2001.06782>`_, algorithm 1.
     """
-    check_like(forget_grads, retain_grads, "forget_grads", "retain_grads")
+    forget_grads = match(forget_grads, retain_grads, "forget_grads", "retain_grads")
 
     def project(retain, forget):
-        r, f = retain.astype(jnp.float32), forget.astype(jnp.float32)
-        opposed = jnp.minimum(jnp.sum(r * _unit(f)), 0)
-        r_free = r - opposed * _unit(f)
-        f_free = f - jnp.minimum(jnp.sum(f * _unit(r)), 0) * _unit(r)
+        r, f = widened(retain), widened(forget)
+        r_free = r - jnp.minimum(_dot(r, _unit(f)), 0) * _unit(f)
+        f_free = f - jnp.minimum(_dot(f, _unit(r)), 0) * _unit(r)
         return (r_free + forget_weight * f_free).astype(retain.dtype)
 
     return jax.tree.map(project, retain_grads, forget_grads)
@@ -181,15 +186,20 @@ def project_conflicts(
 
 def _unit(x: jax.Array) -> jax.Array:
     """Unit vector in float32; zero stays zero, and tiny entries do not underflow."""
-    x = x.astype(jnp.float32)
+    x = widened(x)
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(x), initial=0.0))
     x = x / jnp.where(largest > 0, largest, 1)
     norm = _norm(x)
     return x / jnp.where(norm > 0, norm, 1)
 
 
+def _dot(x: jax.Array, y: jax.Array) -> jax.Array:
+    """Real inner product; flattening would gather a sharded leaf."""
+    return jnp.sum(jnp.real(jnp.conj(x) * y))
+
+
 def _norm(x: jax.Array) -> jax.Array:
-    """Euclidean norm of all entries; flattening would gather a sharded leaf."""
-    squares = jnp.sum(jnp.square(x))
+    """Euclidean norm of all entries."""
+    squares = _dot(x, x)
     # The root of zero has an infinite derivative, which would turn into NaN.
     return jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1)), 0)

@@ -7,8 +7,7 @@ CUFG forgets D_f in stages, easy examples first. The paper's own score is not pu
 so the score is any function of single examples: six are here, random order as the
 control among them, all float32 of shape (N,) and larger for harder. Stages split the
 examples by quantile of any score. All but :func:`stage_indices` work under ``jit``
-and ``vmap``; wrap the two scores made of gradients in ``jit`` to compile them once
-for many calls.
+and ``vmap``; the two scores made of gradients compile once for a loss.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +18,8 @@ import numpy as np
 
 from mujax import gradients
 from mujax._checks import check_count, check_labels, in_range
-from mujax._trees import PyTree, check_like
+from mujax._programs import program
+from mujax._trees import PyTree, match, widened
 
 
 def confidence_difficulty(
@@ -139,11 +139,7 @@ def gradient_norm(
     Reference:
       `Paul et al. (2021) <https://arxiv.org/abs/2107.07075>`_.
     """
-
-    def score(gradient):
-        return _normalise(gradient)[1]
-
-    return _map_gradients(score, loss_fn, params, examples, batch_size)
+    return _map_gradients(_norm, loss_fn, params, examples, batch_size)
 
 
 def gradient_alignment(
@@ -186,15 +182,9 @@ def gradient_alignment(
     Reference:
       `CUFG (2025) <https://arxiv.org/abs/2509.14633>`_ for the curriculum.
     """
-    check_like(retain_grads, params, "retain_grads", "params")
+    retain_grads = match(retain_grads, params, "retain_grads", "params")
     direction, _ = _normalise(retain_grads)
-
-    def score(gradient):
-        unit, _ = _normalise(gradient)
-        products = jax.tree.map(lambda u, d: jnp.sum(u * d), unit, direction)
-        return jnp.clip(jnp.sum(jnp.array(jax.tree.leaves(products))), -1, 1)
-
-    return _map_gradients(score, loss_fn, params, examples, batch_size)
+    return _map_gradients(_cosine, loss_fn, params, examples, batch_size, direction)
 
 
 def random_difficulty(key: jax.Array, num_examples: int) -> jax.Array:
@@ -303,33 +293,52 @@ def stage_indices(
 
 
 def _map_gradients(
-    score: Callable[[PyTree], jax.Array],
+    score: Callable[..., jax.Array],
     loss_fn: gradients.LossFn,
     params: PyTree,
     examples: PyTree,
     batch_size: int,
+    *args: PyTree,
 ) -> jax.Array:
     """Scores the gradient of each example, ``batch_size`` gradients at a time."""
     _check_examples(examples)
     batch_size = check_count(batch_size, "batch_size")
+    run = program(_scores, loss_fn, score, batch_size)
+    return run(params, examples, *args)
+
+
+def _scores(loss_fn, score, batch_size, params, examples, *args):
+    """Score of each example's gradient."""
 
     def score_one(example):
         one = jax.tree.map(lambda x: x[None], example)
-        return score(jax.grad(loss_fn)(params, one))
+        return score(gradients.gradient_of(loss_fn, params, one), *args)
 
-    return jax.jit(lambda xs: jax.lax.map(score_one, xs, batch_size=batch_size))(
-        examples
+    return jax.lax.map(score_one, examples, batch_size=batch_size)
+
+
+def _norm(gradient: PyTree) -> jax.Array:
+    """Norm of a gradient."""
+    return _normalise(gradient)[1]
+
+
+def _cosine(gradient: PyTree, direction: PyTree) -> jax.Array:
+    """Cosine of a gradient with a direction of norm 1 or 0."""
+    unit, _ = _normalise(gradient)
+    products = jax.tree.map(
+        lambda u, d: jnp.sum(jnp.real(jnp.conj(u) * d)), unit, direction
     )
+    return jnp.clip(jnp.sum(jnp.array(jax.tree.leaves(products))), -1, 1)
 
 
 def _normalise(tree: PyTree) -> tuple[PyTree, jax.Array]:
     """Unit vector (zero stays zero) and norm, in float32 and without underflow."""
-    tree = jax.tree.map(lambda x: x.astype(jnp.float32), tree)
+    tree = jax.tree.map(widened, tree)
     peaks = [jnp.max(jnp.abs(x), initial=0.0) for x in jax.tree.leaves(tree)]
     largest = jnp.max(jnp.array(peaks))
     scale = jnp.where(largest == 0, 1, largest)
     tree = jax.tree.map(lambda x: x / scale, tree)
-    norm = jnp.sqrt(sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(tree)))
+    norm = jnp.sqrt(sum(jnp.sum(jnp.abs(x) ** 2) for x in jax.tree.leaves(tree)))
     safe = jnp.where(norm == 0, 1, norm)
     return jax.tree.map(lambda x: x / safe, tree), norm * scale
 

@@ -3,19 +3,30 @@
 What the methods know of the data they must forget is a gradient: SalUn ranks its
 entries, SEMU takes its singular directions, CUFG bends the retain gradient with it.
 Each function here takes ``loss_fn(params, batch) -> scalar`` (the mean over the
-batch) and any iterable of batches, which may have different sizes. The same loss
-function compiles once; :class:`jax.tree_util.Partial` binds arrays to it without
-compiling anew for their values.
+batch) and any iterable of batches, which may have different sizes.
+
+The same loss function compiles once, and nothing of it stays when it goes;
+:class:`jax.tree_util.Partial` binds arrays to it without compiling anew for their
+values. Parameters are floating-point or complex arrays; what is no array (an Equinox
+module's activation) passes through with None as its gradient. Outside ``jit`` a
+gradient that is not finite is an error that names the leaf.
 """
 
 from collections.abc import Callable, Iterable
-from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.tree_util import Partial
 
-from mujax._trees import PyTree
+from mujax._programs import program
+from mujax._trees import (
+    PyTree,
+    check_finite,
+    check_inexact,
+    is_array,
+    wide,
+    widened,
+)
 
 LossFn = Callable[[PyTree, PyTree], jax.Array]
 
@@ -38,22 +49,24 @@ def sum_gradients(
       transform: element-wise function T of each batch's gradient; identity by default.
 
     Returns:
-      A float32 tree of the structure and shapes of ``params``.
+      A float32 tree of the structure and shapes of ``params``, complex64 where they
+      are complex.
 
     Raises:
-      ValueError: there is no batch.
+      ValueError: there is no batch, a parameter is an integer, a boolean or a key, or,
+        outside ``jit``, a gradient is not finite; the message names the leaf.
 
     Example:
       >>> loss_fn = lambda w, x: jnp.mean(w * x)
       >>> sum_gradients(loss_fn, jnp.float32(1), [jnp.ones(4), 2 * jnp.ones(2)])
       Array(3., dtype=float32)
     """
-    loss_fn, total, count = _bound(loss_fn), _zeros(params), 0
+    add, count = program(_add_gradient, loss_fn, transform), 0
+    total = jax.tree.map(lambda z: jnp.zeros_like(transform(z)), _zeros(params))
     for batch in batches:
-        total = _add_gradient(total, loss_fn, params, batch, transform=transform)
+        total = add(total, params, batch, 1.0)
         count += 1
-    _check_any(count)
-    return total
+    return _checked(total, count)
 
 
 def mean_gradient(loss_fn: LossFn, params: PyTree, batches: Iterable[PyTree]) -> PyTree:
@@ -68,23 +81,22 @@ def mean_gradient(loss_fn: LossFn, params: PyTree, batches: Iterable[PyTree]) ->
         a batch counts by its size :math:`n_b`.
 
     Returns:
-      A float32 tree of the structure and shapes of ``params``.
+      A tree as that of :func:`sum_gradients`.
 
     Raises:
-      ValueError: there is no batch.
+      ValueError: as :func:`sum_gradients`.
 
     Example:
       >>> loss_fn = lambda w, x: jnp.mean(w * x)
       >>> mean_gradient(loss_fn, jnp.float32(1), [jnp.ones(3), 5 * jnp.ones(1)])
       Array(2., dtype=float32)
     """
-    loss_fn, total, count = _bound(loss_fn), _zeros(params), 0
+    add, total, count = program(_add_gradient, loss_fn, jnp.asarray), _zeros(params), 0
     for batch in batches:
         size = num_examples(batch)
-        total = _add_gradient(total, loss_fn, params, batch, float(size))
+        total = add(total, params, batch, float(size))
         count += size
-    _check_any(count)
-    return jax.tree.map(lambda g: g / count, total)
+    return jax.tree.map(lambda g: g / count, _checked(total, count))
 
 
 def mean_squared_gradient(
@@ -100,22 +112,23 @@ def mean_squared_gradient(
       batches: an iterable of batches, whose leaves lead with the example axis.
 
     Returns:
-      A float32 tree of the structure and shapes of ``params``, all entries >= 0.
+      A float32 tree of the structure and shapes of ``params``, all entries >= 0; a
+      complex gradient counts by its magnitude.
 
     Raises:
-      ValueError: there is no batch.
+      ValueError: as :func:`sum_gradients`.
 
     Example:
       >>> loss_fn = lambda w, x: jnp.mean(w * x)
       >>> mean_squared_gradient(loss_fn, jnp.float32(0), [jnp.array([1.0, 3.0])])
       Array(5., dtype=float32)
     """
-    loss_fn, total, count = _bound(loss_fn), _zeros(params), 0
+    add, count = program(_add_squares, loss_fn), 0
+    total = jax.tree.map(jnp.real, _zeros(params))
     for batch in batches:
-        total = _add_squares(total, loss_fn, params, batch)
+        total = add(total, params, batch)
         count += num_examples(batch)
-    _check_any(count)
-    return jax.tree.map(lambda g: g / count, total)
+    return jax.tree.map(lambda g: g / count, _checked(total, count))
 
 
 def example_gradients(loss_fn: LossFn, params: PyTree, batch: PyTree) -> PyTree:
@@ -137,9 +150,23 @@ def example_gradients(loss_fn: LossFn, params: PyTree, batch: PyTree) -> PyTree:
 
     def gradient(example):
         one = jax.tree.map(lambda x: x[None], example)
-        return jax.grad(loss_fn)(params, one)
+        return gradient_of(loss_fn, params, one)
 
     return jax.vmap(gradient)(batch)
+
+
+def gradient_of(loss_fn: LossFn, params: PyTree, batch: PyTree) -> PyTree:
+    """The gradient of one batch; None at what is no array in the parameters."""
+    check_inexact(params, "params")
+    leaves, structure = jax.tree.flatten(params)
+    arrays = [leaf if is_array(leaf) else None for leaf in leaves]
+
+    def loss(arrays):
+        pairs = zip(arrays, leaves, strict=True)
+        whole = [leaf if array is None else array for array, leaf in pairs]
+        return loss_fn(structure.unflatten(whole), batch)
+
+    return structure.unflatten(jax.grad(loss)(arrays))
 
 
 def num_examples(batch: PyTree) -> int:
@@ -147,38 +174,35 @@ def num_examples(batch: PyTree) -> int:
     return jax.tree.leaves(batch)[0].shape[0]
 
 
-@partial(jax.jit, static_argnames="transform")
-def _add_gradient(total, loss_fn, params, batch, weight=1.0, *, transform=jnp.asarray):
+def _add_gradient(loss_fn, transform, total, params, batch, weight):
     """Adds a batch's gradient, transformed and weighted, to a total."""
-    gradient = jax.grad(loss_fn)(params, batch)
+    gradient = gradient_of(loss_fn, params, batch)
     return _add(total, gradient, lambda g: weight * transform(g))
 
 
-@jax.jit
-def _add_squares(total, loss_fn, params, batch):
+def _add_squares(loss_fn, total, params, batch):
     """Adds the sum of a batch's squared example gradients to a total."""
     gradients = example_gradients(loss_fn, params, batch)
-    return _add(total, gradients, lambda g: jnp.sum(jnp.square(g), 0))
+    return _add(total, gradients, lambda g: jnp.sum(jnp.abs(g) ** 2, 0))
 
 
-def _add(total, gradient, function):
-    """``total + function(gradient)`` leaf by leaf, in float32."""
-    return jax.tree.map(
-        lambda t, g: t + function(g.astype(jnp.float32)), total, gradient
-    )
+def _add(total: PyTree, gradient: PyTree, function: Callable[..., Any]) -> PyTree:
+    """``total + function(gradient)`` leaf by leaf, in float32 or complex64."""
+    return jax.tree.map(lambda t, g: t + function(widened(g)), total, gradient)
 
 
 def _zeros(params: PyTree) -> PyTree:
     """The total before the first batch, so that all batches share one program."""
-    return jax.tree.map(lambda p: jnp.zeros_like(p, jnp.float32), params)
+    check_inexact(params, "params")
+    return jax.tree.map(
+        lambda p: jnp.zeros_like(p, wide(jnp.result_type(p))) if is_array(p) else None,
+        params,
+    )
 
 
-def _bound(loss_fn: LossFn) -> LossFn:
-    """The loss as a pytree, so that it passes through jit."""
-    return loss_fn if isinstance(loss_fn, Partial) else Partial(loss_fn)
-
-
-def _check_any(count: int) -> None:
-    """Raises if there was no batch."""
+def _checked(total: PyTree, count: int) -> PyTree:
+    """The total, if there was a batch and, outside of jit, all is finite."""
     if count == 0:
         raise ValueError("Got no batch, wanted at least one; is the data set empty?")
+    check_finite(total, "the gradient of params")
+    return total

@@ -8,6 +8,10 @@ mask keeps the highest scores. Masks are trees of booleans for
 :func:`mujax.transforms.mask_updates`. Selection is exact and made of sums and
 compares on the floats' bits alone, so it neither sorts nor gathers: it costs 64
 passes over the parameters, under ``jit``, ``vmap`` and any sharding.
+
+Outside ``jit`` a score that is not finite is an error that names its leaf. Inside,
+where nothing can be raised, such scores give a mask that is false everywhere: nothing
+moves, and :func:`density` is 0.
 """
 
 import math
@@ -18,7 +22,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from mujax import gradients
-from mujax._trees import PyTree, check_fraction, size
+from mujax._trees import (
+    PyTree,
+    array_leaves,
+    check_finite,
+    check_fraction,
+    check_real,
+    is_array,
+    is_traced,
+    size,
+)
 
 
 def gradient_saliency(
@@ -35,10 +48,12 @@ def gradient_saliency(
       batches: batches of the forget set.
 
     Returns:
-      A float32 tree of the structure and shapes of ``params``, all entries >= 0.
+      A float32 tree of the structure and shapes of ``params``, all entries >= 0; a
+      complex gradient counts by its magnitude.
 
     Raises:
-      ValueError: there is no batch.
+      ValueError: there is no batch, a parameter is an integer, a boolean or a key, or,
+        outside ``jit``, a gradient is not finite; the message names the leaf.
 
     Example:
       >>> loss_fn = lambda w, x: jnp.mean(x @ w)
@@ -59,7 +74,7 @@ def absolute_saliency(
 
     .. math:: s = \sum_b \left| \nabla_\theta \ell(\theta; b) \right|
 
-    Args and returns as in :func:`gradient_saliency`.
+    Args, returns and errors as in :func:`gradient_saliency`.
 
     Example:
       >>> loss_fn = lambda w, x: jnp.mean(w * x)
@@ -87,7 +102,7 @@ def fisher_saliency(
       A float32 tree of the structure and shapes of ``params``, all entries >= 0.
 
     Raises:
-      ValueError: there is no batch.
+      ValueError: as :func:`gradient_saliency`.
 
     Example:
       >>> loss_fn = lambda w, x: jnp.mean(w * x)
@@ -97,22 +112,24 @@ def fisher_saliency(
     return gradients.mean_squared_gradient(loss_fn, params, batches)
 
 
-def top_fraction_mask(saliency: PyTree, fraction: float) -> PyTree:
+def top_fraction_mask(saliency: PyTree, fraction: jax.typing.ArrayLike) -> PyTree:
     r"""Keeps the :math:`\lfloor \rho N \rfloor` largest scores of the whole tree.
 
     One global ranking over all leaves. The count is exact; equal scores are kept in
     the order of the tree's leaves and, within a leaf, of its row-major index. Scores
-    rank as float32, subnormals included; a NaN ranks below every number.
+    rank as float32, subnormals included.
 
     Args:
       saliency: a tree of real scores.
-      fraction: the share :math:`\rho` in [0, 1] to keep.
+      fraction: the share :math:`\rho` in [0, 1] to keep; a traced one is multiplied
+        in float32.
 
     Returns:
       A boolean tree of the same structure and shapes.
 
     Raises:
-      ValueError: the fraction is outside [0, 1].
+      ValueError: the fraction is outside [0, 1], a score is complex or a key, or,
+        outside ``jit``, one is not finite; the message names the leaf.
 
     Example:
       >>> top_fraction_mask({"a": jnp.array([3.0, 1.0]), "b": jnp.array([2.0])}, 0.7)
@@ -121,15 +138,13 @@ def top_fraction_mask(saliency: PyTree, fraction: float) -> PyTree:
     Reference:
       `Fan et al. (2024) <https://arxiv.org/abs/2310.12508>`_, equation 4.
     """
-    check_fraction(fraction)
-    total = _check_size(saliency)
-    count = math.floor(float(fraction) * total)
-    if count in (0, total):
-        return jax.tree.map(lambda s: jnp.full(jnp.shape(s), count == total), saliency)
-    return _top_count_mask(saliency, jnp.uint32(count))
+    _check_scores(saliency)
+    return _top_fraction_mask(saliency, fraction)
 
 
-def top_fraction_mask_by_leaf(saliency: PyTree, fraction: float) -> PyTree:
+def top_fraction_mask_by_leaf(
+    saliency: PyTree, fraction: jax.typing.ArrayLike
+) -> PyTree:
     r"""Keeps the :math:`\lfloor \rho N_l \rfloor` largest scores of every leaf.
 
     The ablation of the global ranking. Args, returns and errors as in
@@ -139,20 +154,27 @@ def top_fraction_mask_by_leaf(saliency: PyTree, fraction: float) -> PyTree:
       >>> top_fraction_mask_by_leaf({"a": jnp.array([3.0, 1.0]), "b": jnp.ones(1)}, 0.5)
       {'a': Array([ True, False], dtype=bool), 'b': Array([False], dtype=bool)}
     """
-    return jax.tree.map(lambda leaf: top_fraction_mask(leaf, fraction), saliency)
+    _check_scores(saliency)
+    return jax.tree.map(lambda leaf: _top_fraction_mask(leaf, fraction), saliency)
 
 
 def threshold_mask(saliency: PyTree, threshold: jax.typing.ArrayLike) -> PyTree:
     r"""Keeps the scores :math:`s \ge \gamma`, the hard threshold of the paper.
 
+    Returns and errors as in :func:`top_fraction_mask`; the threshold may be traced.
+
     Example:
       >>> threshold_mask(jnp.array([0.1, 0.5, 0.9]), 0.5)
       Array([False,  True,  True], dtype=bool)
     """
-    return jax.tree.map(lambda s: s >= threshold, saliency)
+    _check_scores(saliency)
+    if not is_traced(threshold) and np.isnan(threshold):
+        raise ValueError(f"Got threshold={threshold}, wanted a number.")
+    sound = _sound(saliency)
+    return jax.tree.map(lambda s: (s >= threshold) & sound, saliency)
 
 
-def random_mask(key: jax.Array, like: PyTree, fraction: float) -> PyTree:
+def random_mask(key: jax.Array, like: PyTree, fraction: jax.typing.ArrayLike) -> PyTree:
     r"""A uniformly random mask of exactly :math:`\lfloor \rho N \rfloor` entries.
 
     The control for :func:`top_fraction_mask`: the same density without saliency.
@@ -175,9 +197,11 @@ def random_mask(key: jax.Array, like: PyTree, fraction: float) -> PyTree:
     leaves, structure = jax.tree.flatten(like)
     scores = [
         jax.random.uniform(jax.random.fold_in(key, i), jnp.shape(leaf))
+        if is_array(leaf)
+        else None
         for i, leaf in enumerate(leaves)
     ]
-    return top_fraction_mask(structure.unflatten(scores), fraction)
+    return _top_fraction_mask(structure.unflatten(scores), fraction)
 
 
 def density(mask: PyTree) -> jax.Array:
@@ -205,9 +229,36 @@ def kth_smallest(tree: PyTree, k: jax.typing.ArrayLike) -> jax.Array:
       >>> kth_smallest([jnp.array([4.0, 1.0]), jnp.array([3.0])], 2)
       Array(3., dtype=float32)
     """
+    check_real(tree, "tree")
     total = jnp.uint32(_check_size(tree))
     k = jnp.maximum(k, 0).astype(jnp.uint32)
     return _kth_smallest(tree, jnp.minimum(k, total))
+
+
+def _top_fraction_mask(saliency: PyTree, fraction: jax.typing.ArrayLike) -> PyTree:
+    """The mask of scores that have been looked at; false where one is not finite."""
+    check_fraction(fraction)
+    total = _check_size(saliency)
+    if is_traced(fraction):
+        count = jnp.floor(fraction * jnp.float32(total)).astype(jnp.uint32)
+        return _top_count_mask(saliency, count)
+    count = math.floor(float(fraction) * total)
+    if count in (0, total):
+        sound = _sound(saliency) & (count == total)
+        return jax.tree.map(lambda s: jnp.broadcast_to(sound, jnp.shape(s)), saliency)
+    return _top_count_mask(saliency, jnp.uint32(count))
+
+
+def _check_scores(saliency: PyTree) -> None:
+    """Raises unless all are real and, outside jit, finite."""
+    check_real(saliency, "saliency")
+    check_finite(saliency, "saliency")
+
+
+def _sound(saliency: PyTree) -> jax.Array:
+    """Whether every score is finite."""
+    finite = [jnp.all(jnp.isfinite(leaf)) for _, leaf in array_leaves(saliency)]
+    return jnp.all(jnp.array(finite))
 
 
 @jax.jit
@@ -242,6 +293,7 @@ def _top_count_mask(saliency: PyTree, wanted: jax.Array) -> PyTree:
             for key, index in zip(keys, indices, strict=True)
         )
 
+    sound = _sound(saliency)
     everything = jnp.uint32(0xFFFFFFFF)
     end = jax.lax.cond(
         ties_before(everything) == ties_wanted,
@@ -250,7 +302,7 @@ def _top_count_mask(saliency: PyTree, wanted: jax.Array) -> PyTree:
     )
     return structure.unflatten(
         [
-            (key > bar) | ((key == bar) & (index < end))
+            sound & ((key > bar) | ((key == bar) & (index < end)))
             for key, index in zip(keys, indices, strict=True)
         ]
     )

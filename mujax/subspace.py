@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mujax._svd import einsum, find_range, svds
-from mujax._trees import PyTree, check_like, size
+from mujax._trees import PyTree, match, size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,7 +147,7 @@ def svd_bases(
         if value is not None and (not isinstance(value, int) or value < 1):
             raise ValueError(f"{name} is {value!r}; give an int of at least 1 or None.")
     if orthogonal_to is not None:
-        check_like(orthogonal_to, grads, "orthogonal_to", "grads")
+        orthogonal_to = match(orthogonal_to, grads, "orthogonal_to", "grads")
     leaves, treedef = jax.tree.flatten(grads)
     views = _views(grads, axes)
     kernels = [i for i, view in enumerate(views) if view is not None]

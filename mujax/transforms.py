@@ -2,9 +2,17 @@
 
 Each is a transform for :func:`optax.chain`, with any optimiser, any model library,
 ``jit``, ``vmap`` and any sharding. Put :func:`mask_updates` **last**: what stands
-behind it can move a frozen weight again, what stands before it cannot. Transforms
-that combine two gradients take the second as ``update(..., forget_grads=...)``; all
-of them accept and ignore extra arguments that they do not know.
+behind it can move a frozen weight again, what stands before it cannot. Where norms are
+clipped put it **first as well**, or gradients of frozen weights use up the norm.
+Transforms that combine two gradients take the second as ``update(...,
+forget_grads=...)`` or both as :class:`mujax.wrappers.TwoGradients`; all of them accept
+and ignore extra arguments that they do not know.
+
+Trees that a transform holds or is given (masks, bases, forgetting gradients) meet the
+updates by the paths of their leaves, whatever the containers are, and inside
+:func:`optax.partition` and :func:`optax.masked` by the leaves that are there. In
+programs over several processes build the chain inside of ``jit``, with masks and bases
+as arguments: a closure cannot hold arrays that no process holds whole.
 """
 
 import math
@@ -16,8 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from mujax import correction, saliency, subspace
-from mujax._trees import PyTree, check_fraction, check_like, size
+from mujax import correction, saliency, subspace, wrappers
+from mujax._trees import PyTree, check_fraction, check_mask, is_traced, match, size
 
 Scalar = float | jax.Array | optax.Schedule
 
@@ -31,14 +39,14 @@ def mask_updates(mask: PyTree) -> optax.GradientTransformationExtraArgs:
     everywhere the chain equals the chain without it.
 
     Args:
-      mask: a boolean tree of the structure and shapes of the parameters; true
-        entries move.
+      mask: a boolean tree with the leaves of the parameters; true entries move.
 
     Returns:
       A stateless transform.
 
     Raises:
-      ValueError: the mask does not fit the parameters; the message names the leaf.
+      ValueError: the mask does not fit the parameters or is not boolean; the message
+        names the leaf.
 
     Example:
       >>> import optax
@@ -52,20 +60,21 @@ def mask_updates(mask: PyTree) -> optax.GradientTransformationExtraArgs:
     Reference:
       `Fan et al. (2024) <https://arxiv.org/abs/2310.12508>`_, equation 5.
     """
+    check_mask(mask)
 
     def init_fn(params):
-        check_like(mask, params, "mask", "params")
+        match(mask, params, "mask", "params")
         return optax.EmptyState()
 
     def update_fn(updates, state, params=None, **extra_args):
         del params, extra_args
-        check_like(mask, updates, "mask", "updates")
+        held = match(mask, updates, "mask", "updates")
+        _check_addressable(mask, updates, "mask")
         # Negative zero is the neutral element of addition: a weight of -0.0 plus 0.0
         # would turn into 0.0 and no longer be bit-identical.
-        masked = jax.tree.map(
-            lambda m, u: jnp.where(m, u, jnp.asarray(-0.0, u.dtype)), mask, updates
-        )
-        return masked, state
+        return jax.tree.map(
+            lambda m, u: jnp.where(m, u, _negative_zero(u)), held, updates
+        ), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -185,10 +194,12 @@ def blend_updates(retain_share: Scalar) -> optax.GradientTransformationExtraArgs
       >>> tx.update(retain, tx.init(retain), forget_grads=forget)[0]
       Array([5.], dtype=float32)
     """
+    if not callable(retain_share):
+        check_fraction(retain_share, "retain_share")
 
     def rule(retain_grads, forget_grads, count):
         share = _at(retain_share, count)
-        check_like(forget_grads, retain_grads, "forget_grads", "updates")
+        forget_grads = match(forget_grads, retain_grads, "forget_grads", "updates")
         return jax.tree.map(
             lambda r, f: (share * r + (1 - share) * f).astype(r.dtype),
             retain_grads,
@@ -229,19 +240,25 @@ def project_updates(
       `SEMU (2025) <https://arxiv.org/abs/2502.07587>`_.
     """
 
+    def is_basis(node):
+        return node is None or isinstance(node, subspace.Basis)
+
     def init_fn(params):
-        subspace.project(params, bases)
+        jax.eval_shape(lambda p: subspace.project(p, bases), params)
         return optax.EmptyState()
 
     def update_fn(updates, state, params=None, **extra_args):
         del params, extra_args
+        _check_addressable(bases, updates, "bases")
         projected = subspace.project(updates, bases)
         if freeze_rest:
+            held = match(bases, projected, "bases", "updates", is_leaf=is_basis)
             projected = jax.tree.map(
-                lambda basis, u: u if basis is not None else jnp.full_like(u, -0.0),
-                bases,
+                lambda u, basis: (
+                    u if basis is not None else jnp.full_like(u, _negative_zero(u))
+                ),
                 projected,
-                is_leaf=lambda x: x is None or isinstance(x, subspace.Basis),
+                held,
             )
         return projected, state
 
@@ -296,7 +313,7 @@ def soft_threshold_updates(
     Reference:
       `Fan et al. (2024) <https://arxiv.org/abs/2310.12508>`_, SalUn-soft.
     """
-    if isinstance(fraction, float):
+    if not callable(fraction):
         check_fraction(fraction)
 
     def init_fn(params):
@@ -311,8 +328,9 @@ def soft_threshold_updates(
                 "soft_threshold_updates got params=None, wanted the parameters: call "
                 "update(updates, state, params)."
             )
-        check_like(updates, params, "updates", "params")
-        moved = jax.tree.map(lambda p, u, a: (p - a) + u, params, updates, state.anchor)
+        params = match(params, updates, "params", "updates")
+        anchor = match(state.anchor, updates, "the anchor", "updates")
+        moved = jax.tree.map(lambda p, u, a: (p - a) + u, params, updates, anchor)
         distances = jax.tree.map(jnp.abs, moved)
         rank = _floor(_at(fraction, state.count), size(distances))
         gamma = saliency.kth_smallest(distances, rank)
@@ -322,7 +340,7 @@ def soft_threshold_updates(
             stays = jnp.abs(delta) <= gamma
             return jnp.where(stays, a - p, u - jnp.sign(delta) * gamma).astype(u.dtype)
 
-        pulled = jax.tree.map(pull, moved, params, updates, state.anchor)
+        pulled = jax.tree.map(pull, moved, params, updates, anchor)
         return pulled, SoftThresholdState(_next(state.count), state.anchor)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
@@ -339,15 +357,32 @@ def _combine_gradients(
 
     def update_fn(updates, state, params=None, *, forget_grads=None, **extra_args):
         del params, extra_args
-        if forget_grads is None:
-            raise ValueError(
-                "update got forget_grads=None, wanted the forgetting gradients: call "
-                "update(updates, state, params, forget_grads=...)."
-            )
-        combined = rule(updates, forget_grads, state.count)
+        wrappers.refuse_half_seen()
+        both = wrappers.take_both(updates, forget_grads)
+        combined = rule(both.retain, both.forget, state.count)
         return combined, CombineGradientsState(_next(state.count))
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _check_addressable(held: PyTree, updates: PyTree, name: str) -> None:
+    """Raises where jit would close over arrays that no process holds whole."""
+    if not any(map(is_traced, jax.tree.leaves(updates))):
+        return
+    for leaf in jax.tree.leaves(held):
+        if not is_traced(leaf) and not getattr(leaf, "is_fully_addressable", True):
+            raise ValueError(
+                f"Got {name} spread over several processes inside of jit, which cannot "
+                f"close over them: give the jitted function the {name} as an argument "
+                "and build the chain in it."
+            )
+
+
+def _negative_zero(u: jax.Array) -> jax.Array:
+    """What addition leaves every number as it is with, in the dtype of an update."""
+    dtype = jnp.result_type(u)
+    both = complex(-0.0, -0.0)
+    return jnp.asarray(both if jnp.iscomplexobj(u) else -0.0, dtype)
 
 
 def _next(count: jax.Array) -> jax.Array:
@@ -362,6 +397,6 @@ def _at(value: Scalar, count: jax.Array) -> jax.typing.ArrayLike:
 
 def _floor(share: jax.typing.ArrayLike, total: int) -> jax.typing.ArrayLike:
     """Floor of a share of a total; a number's as in saliency.top_fraction_mask."""
-    if isinstance(share, float):
-        return np.uint32(math.floor(share * total))
-    return jnp.floor(share * jnp.float32(total))
+    if is_traced(share):
+        return jnp.floor(share * jnp.float32(total))
+    return np.uint32(math.floor(float(share) * total))

@@ -19,7 +19,8 @@ import pytest
 from absl.testing import absltest
 from flax import nnx
 
-from experiments import classification, data
+from experiments import data
+from experiments.classification import __main__ as classification
 from tests.examples import own_model
 
 ROOT = pathlib.Path(__file__).parent.parent

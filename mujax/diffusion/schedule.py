@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mujax._trees import PyTree, check_like
+from mujax._trees import PyTree, match
 
 
 @jax.tree_util.register_dataclass
@@ -249,7 +249,7 @@ def expand(values: jax.Array, like: jax.Array) -> jax.Array:
 def null_like(condition: PyTree, null: PyTree) -> PyTree:
     """The null condition for every example."""
     one = jax.tree.map(lambda c: jax.ShapeDtypeStruct(c.shape[1:], c.dtype), condition)
-    check_like(null, one, "null", "one example's condition")
+    null = match(null, one, "null", "one example's condition")
     return jax.tree.map(
         lambda c, n: jnp.broadcast_to(jnp.asarray(n, c.dtype), c.shape), condition, null
     )

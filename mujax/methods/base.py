@@ -16,7 +16,6 @@ compare with the original model give its parameters after ``params``.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, Protocol
 
@@ -25,7 +24,8 @@ import jax.numpy as jnp
 import optax
 from jax.tree_util import Partial
 
-from mujax._trees import PyTree, check_like, select, size
+from mujax._programs import Adapted
+from mujax._trees import PyTree, check_inexact, check_mask, match, select, size
 
 FORGET = "forget"
 RETAIN = "retain"
@@ -176,15 +176,12 @@ def trainable_fraction(state: State, params: PyTree) -> float:
 
 def plain_loss(loss_fn: LossFn, model_state: PyTree) -> Callable[..., jax.Array]:
     """The loss as ``(params, batch) -> scalar``, for scores, bases and gradients."""
-    return Partial(_loss_alone(loss_fn), model_state)
+    return Partial(Adapted(_loss_alone, loss_fn), model_state)
 
 
-@functools.lru_cache(maxsize=64)
-def _loss_alone(loss_fn: LossFn) -> Callable[..., jax.Array]:
-    """One function for one loss, so that what is jitted with it compiles once."""
-    return lambda model_state, params, batch: loss_fn(params, model_state, batch, None)[
-        0
-    ]
+def _loss_alone(loss_fn, model_state, params, batch):
+    """The loss without what comes beside it."""
+    return loss_fn(params, model_state, batch, None)[0]
 
 
 class Start(NamedTuple):
@@ -243,8 +240,10 @@ def descend(
         *,
         mask: PyTree | None = None,
     ) -> State:
+        check_inexact(params, "params")
         if mask is not None:
-            check_like(mask, params, "mask", "params")
+            check_mask(mask)
+            mask = match(mask, params, "mask", "params")
         begun = start(params, model_state, forget_batches, mask)
         reused = forget_loss_fn is not None and refresh_every > 1
         state = State(

@@ -1,0 +1,347 @@
+"""Unlearn from an image classifier, beside Retrain.
+
+``python -m experiments.classification`` trains the original model, two Retrains and
+every method over seeds, fills a table in as it goes, and leaves a folder with
+results, plots, checkpoints and a report. Run again it computes what is missing.
+"""
+
+import copy
+import dataclasses
+import pathlib
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Self
+
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import data
+from experiments.classification import evaluation, recipes
+from experiments.engine import bench, cli, loop, study
+from experiments.engine.bench import Measured, Page
+from experiments.engine.store import Store
+from experiments.models import Model, build
+from experiments.reporting import figures, report, summary
+from experiments.reporting.summary import Column
+from mujax import curriculum, methods
+
+COLUMNS = (
+    Column(
+        "ua", "UA", "%", 2, description="Unlearning accuracy: error on the forget set."
+    ),
+    Column("ra", "RA", "%", 2, description="Accuracy on the retain set."),
+    Column("ta", "TA", "%", 2, description="Accuracy on the test set."),
+    Column(
+        "mia",
+        "MIA",
+        "%",
+        2,
+        description="Share of the forget set that an attack takes for unseen.",
+    ),
+    Column(
+        "gap",
+        "Gap",
+        "points",
+        2,
+        reference=False,
+        description="Mean distance to Retrain over UA, RA, TA and MIA, by seed.",
+    ),
+    Column(
+        "tow",
+        "ToW",
+        "",
+        3,
+        reference=False,
+        description="Tug of war: product of 1 − distance to Retrain's accuracy over "
+        "the forget, retain and test set; 1 is Retrain itself.",
+    ),
+    Column(
+        "seconds",
+        "Time",
+        "s",
+        2,
+        reference=False,
+        description="Run time without compilation.",
+    ),
+    Column(
+        "trainable_fraction",
+        "Trainable",
+        "",
+        4,
+        reference=False,
+        description="Share of the parameters that the method may move.",
+    ),
+)
+Overrides: Any = cli.overrides(recipes.Recipe)
+AS_SEARCHED = Overrides()
+LOADING = """\
+import orbax.checkpoint as ocp
+path = "{path}"  # absolute
+tree = ocp.StandardCheckpointer().restore(path)  # {{"params": …, "model_state": …}}"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(cli.StudyConfig):
+    """Unlearn from an image classifier, beside Retrain."""
+
+    scenario: Literal["random", "class", "indices"] = "random"
+    """What to forget: a random share, a whole class, or the indices in a file."""
+    forget_fraction: float = 0.1
+    """Random scenario: share of the training images to forget, between 0 and 1."""
+    forget_seed: int = 0
+    """Random scenario: which images are drawn; seed s draws with this number + s."""
+    forget_class: str = "0"
+    """Class scenario: name or number of the class to forget."""
+    forget_indices: pathlib.Path | None = None
+    """Indices scenario: text file with one training index a line."""
+    model: str = "small_cnn"
+    """Model: small_cnn, resnet18, resnet20, resnet20_strided, vgg16_bn, vit_tiny, or
+    module:factory."""
+    recipes: pathlib.Path | None = None
+    """JSON file of searched recipes; by default that of the task, if there is one."""
+    width: int | None = None
+    """Width of the model (channels of its first layer); None takes the model's own."""
+    pixels: data.Pixels = "standardised"
+    """What the model is given: pixels standardised by channel, in [0, 1], or bytes."""
+    train: Overrides = AS_SEARCHED  # pyright: ignore[reportInvalidTypeForm]
+    """Recipe of the original model and of Retrain; None keeps the data set's own."""
+    recipe: Overrides = AS_SEARCHED  # pyright: ignore[reportInvalidTypeForm]
+    """Recipe of the methods; None keeps the searched value of each."""
+
+    @property
+    def task(self) -> str:
+        """Name of the task, for the default folder."""
+        detail = {
+            "random": f"{self.forget_fraction:g}",
+            "class": self.forget_class,
+            "indices": self.forget_indices.stem if self.forget_indices else "",
+        }[self.scenario]
+        return f"{self._kind}-{detail}"
+
+    @property
+    def recipe_task(self) -> str:
+        """Name of the searched recipes; those of one class serve every class."""
+        share = f"-{self.forget_fraction:g}" if self.scenario == "random" else ""
+        return f"{self._kind}{share}"
+
+    @property
+    def _kind(self) -> str:
+        model = self.model if self.width is None else f"{self.model}_{self.width}"
+        return f"{self.dataset}-{model}-{self.scenario}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    return cli.main(Config, unlearn, "experiments.classification", arguments)
+
+
+def unlearn(config: Config) -> None:
+    """Runs the study that a configuration describes, or what of it is missing."""
+    chosen = cli.choose(config.methods, recipes.METHODS)
+    dataset = load_data(config)
+    task = Classification(config, dataset, make_split(config, dataset))
+    numbers = resolve_recipes(config)
+    bench.run_study("experiments.classification", config, task, numbers, chosen)
+
+
+def load_data(config: Config) -> data.Dataset:
+    """The data set, as the model wants its pixels."""
+    return dataclasses.replace(cli.load_data(config), pixels=config.pixels)
+
+
+def make_split(config: Config, dataset: data.Dataset) -> data.Split:
+    """Which images are forgotten, retained and tested on."""
+    if config.scenario == "random":
+        return data.random_split(dataset, config.forget_fraction, config.forget_seed)
+    if config.scenario == "class":
+        return data.class_split(dataset, config.forget_class)
+    if config.forget_indices is None:
+        raise data.DataError("--scenario indices needs --forget-indices FILE.")
+    return data.index_split(dataset, config.forget_indices)
+
+
+def resolve_recipes(config: Config) -> dict[str, recipes.Recipe]:
+    """The numbers of every method, and of training under ``"training"``."""
+    training = recipes.TRAINING.get(config.dataset, recipes.DEFAULT_TRAINING)
+    return {
+        "training": cli.override(training, config.train, "train"),
+        **{
+            name: cli.override(recipe, config.recipe, "recipe")
+            for name, recipe in recipes.searched(
+                config.recipe_task, config.recipes
+            ).items()
+        },
+    }
+
+
+class Classification:
+    """Unlearning from a classifier: a :class:`bench.Task`.
+
+    Args:
+      config: names the model, and says how much memory the images may take.
+      dataset: the images.
+      split: which of them are forgotten, retained and tested on.
+    """
+
+    columns, gap, notes = COLUMNS, "gap", recipes.NOTES
+
+    def __init__(self, config: Config, dataset: data.Dataset, split: data.Split):
+        self.config = config
+        options = {} if config.width is None else {"width": config.width}
+        self.model: Model = build(
+            config.model, dataset.num_classes, dataset.input_shape, **options
+        )
+        self.identity = {
+            "model": config.model,
+            **options,
+            "dataset": dataset.fingerprint,
+        }
+        self.losses = evaluation.cross_entropy_losses(self.model, dataset)
+        images, labels = dataset.train_images, dataset.train_labels
+        if images.nbytes <= 1e9 * config.memory:
+            images, labels = jnp.asarray(images), jnp.asarray(labels)
+        self._examples = {"image": images, "label": labels}
+        self._evaluator = evaluation.Evaluator(self.model, dataset)
+        self.split = split
+
+    @property
+    def feed(self) -> loop.Feed:
+        """The examples, and which of them to forget and to retain."""
+        classes = self._evaluator.dataset.num_classes
+        return loop.Feed(
+            self._examples, classes, (self.split.forget,), self.split.retain
+        )
+
+    def for_seed(self, seed: int) -> Self:
+        """The task with the seed's own random forget set; nothing compiles anew."""
+        own = dataclasses.replace(
+            self.config, forget_seed=self.config.forget_seed + seed
+        )
+        other = copy.copy(self)
+        other.split = make_split(own, self._evaluator.dataset)
+        return other
+
+    def init(self, key: Any) -> tuple[Any, Any]:
+        """New parameters and model state."""
+        return self.model.init(key)
+
+    def build(self, name: str, recipe: recipes.Recipe, steps: int) -> methods.Method:
+        """A method or the training of a baseline."""
+        make = (recipes.METHODS | recipes.BASELINES)[name]
+        return make(recipe, self.losses, steps)
+
+    def forget_batches(self, batch_size: int, seed: int = 0) -> list[Any]:
+        """The forget set with true labels, in order."""
+        del seed
+        return loop.in_order(self.feed, self.split.forget, batch_size)
+
+    def stages(
+        self, original: Any, recipe: recipes.Recipe, seed: int
+    ) -> tuple[np.ndarray, ...]:
+        """The forget set in parts, from easy to hard for the original model."""
+        forget = self.split.forget
+        difficulty = evaluation.DIFFICULTIES[recipe.difficulty](
+            evaluation.Forgetting(
+                self.losses.evaluation,
+                original["params"],
+                original["model_state"],
+                self.forget_batches(len(forget))[0],
+                self._outputs(**original).forget[0],
+                loop.in_order(self.feed, self.split.retain, 256),
+                study.random_key("stages", seed),
+            )
+        )
+        parts = curriculum.stage_indices(difficulty, recipe.stages)
+        return tuple(forget[part] for part in parts)
+
+    def _outputs(self, params: Any, model_state: Any, limit: int | None = None):
+        return self._evaluator.outputs(params, model_state, self.split, limit)
+
+    def curve(self, params: Any, model_state: Any) -> Mapping[str, float]:
+        """Accuracies on a part of each split."""
+        outputs = self._outputs(params, model_state, limit=256)
+        row = evaluation.accuracies(outputs)
+        return {
+            "forget_accuracy": 100 - row["ua"],
+            "retain_accuracy": row["ra"],
+            "test_accuracy": row["ta"],
+        }
+
+    def measure(self, params: Any, model_state: Any, seed: int) -> Measured:
+        """UA, RA, TA, MIA, and the confidences behind them."""
+        outputs = self._outputs(params, model_state)
+        row = evaluation.measure(outputs, seed)
+        return Measured(row, evaluation.confidence(outputs))
+
+    def compare(self, ours: Measured, reference: Measured) -> Mapping[str, float]:
+        """Average gap and tug-of-war."""
+        return evaluation.compare(ours.row, reference.row)
+
+    def page(self, store: Store, estimates: summary.Summary) -> Page:
+        """What was forgotten, and four plots."""
+        labels = estimates.method_labels
+        curves, confidences = {}, {}
+        for row in store.rows:
+            if row["status"] != "ok":
+                continue
+            name, seed = row["method"], row["seed"]
+            record = store.record(name, seed)
+            if "loss" in record:  # an original that was given has no curve
+                epochs = np.arange(1, len(record["loss"]) + 1)
+                curves[name, seed] = {"epoch": epochs, **record}
+            for part in ("forget", "retain", "test"):
+                values = confidences.setdefault((name, part), [])
+                values.append(record[f"confidence_{part}"])
+        confidences = {k: np.concatenate(v) for k, v in confidences.items()}
+        shown = (
+            report.Figure(
+                "metrics",
+                "UA, RA, TA and MIA against Retrain",
+                "Closer to Retrain's line is better; higher is not.",
+                lambda: figures.metric_comparison(estimates),
+            ),
+            report.Figure(
+                "gap",
+                "Distance to Retrain",
+                "Mean distance over the four metrics, paired by seed. Below the noise "
+                "floor, the distance between two Retrains, differences mean nothing.",
+                lambda: figures.gap_chart(estimates),
+            ),
+            report.Figure(
+                "confidence",
+                "Confidence in the true class",
+                "What a membership attack sees. Pooled over seeds.",
+                lambda: figures.confidence_histograms(confidences, labels),
+            ),
+            report.Figure(
+                "curves",
+                "Training and unlearning",
+                "Accuracy after every epoch, on up to 256 images of each set.",
+                lambda: figures.curves(curves, labels),
+            ),
+        )
+        path = bench.example_checkpoint(store)
+        return Page(
+            f"Unlearning {self.config.task}",
+            describe(self.config),
+            shown,
+            LOADING.format(path=path),
+        )
+
+
+def describe(config: Config) -> str:
+    """What was forgotten, in a sentence or two."""
+    what = {
+        "random": f"a random {100 * config.forget_fraction:g} % of the training images",
+        "class": f"the class {config.forget_class}",
+        "indices": f"the training images listed in {config.forget_indices}",
+    }[config.scenario]
+    return (
+        f"A {config.model} trained on {config.dataset} had to forget {what}. Every "
+        "method starts from the same original model and is compared with Retrain, "
+        "which never saw them."
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,187 @@
+"""One pass over each split, and every metric of a classifier from its outputs."""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.classification.recipes import Difficulty, Losses
+from experiments.data import Dataset, Split
+from experiments.data.augment import crop_and_flip, normalise
+from experiments.engine.loop import DivergedError
+from experiments.models import Model
+from mujax import auditing, curriculum, gradients, methods, metrics
+
+
+class Outputs(NamedTuple):
+    """Probabilities (N, K) and labels (N,) of each split."""
+
+    forget: tuple[np.ndarray, np.ndarray]
+    retain: tuple[np.ndarray, np.ndarray]
+    test: tuple[np.ndarray, np.ndarray]
+
+
+def cross_entropy_losses(model: Model, dataset: Dataset) -> Losses:
+    """Weighted cross-entropy in training mode (augmented) and in evaluation mode."""
+    mean, std = dataset.mean, dataset.std
+
+    def loss(params, model_state, batch, key, *, train):
+        images = batch["image"]
+        if train and dataset.augment and key is not None:
+            crop_key, key = jax.random.split(key)
+            images = crop_and_flip(crop_key, images)
+        logits, new_state = model.apply(
+            params, model_state, normalise(images, mean, std), train=train, key=key
+        )
+        log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
+        losses = -jnp.take_along_axis(log_probs, batch["label"][:, None], 1)[:, 0]
+        return jnp.mean(batch["weight"] * losses), (new_state, None)
+
+    return Losses(
+        functools.partial(loss, train=True), functools.partial(loss, train=False)
+    )
+
+
+class Forgetting(NamedTuple):
+    """What a difficulty score may look at.
+
+    Attributes:
+      loss_fn: the loss in evaluation mode.
+      params: of the original model.
+      model_state: of the original model.
+      forget: the whole forget set as one batch.
+      probs: probabilities on it (N, K).
+      retain: batches of the retain set.
+      key: for random scores.
+    """
+
+    loss_fn: methods.LossFn
+    params: Any
+    model_state: Any
+    forget: dict[str, Any]
+    probs: np.ndarray
+    retain: list[dict[str, Any]]
+    key: jax.Array
+
+    @property
+    def labels(self) -> Any:
+        """True labels of the forget set."""
+        return self.forget["label"]
+
+    @property
+    def plain_loss(self) -> gradients.LossFn:
+        """The loss as ``(params, batch) -> scalar``."""
+        return methods.plain_loss(self.loss_fn, self.model_state)
+
+
+DIFFICULTIES: Mapping[Difficulty, Callable[[Forgetting], Any]] = {
+    "confidence": lambda f: curriculum.confidence_difficulty(f.probs, f.labels),
+    "el2n": lambda f: curriculum.el2n(f.probs, f.labels),
+    "loss": lambda f: curriculum.loss_difficulty(f.probs, f.labels),
+    "gradient_norm": lambda f: curriculum.gradient_norm(
+        f.plain_loss, f.params, f.forget
+    ),
+    "gradient_alignment": lambda f: curriculum.gradient_alignment(
+        f.plain_loss,
+        f.params,
+        f.forget,
+        gradients.mean_gradient(f.plain_loss, f.params, f.retain),
+    ),
+    "random": lambda f: curriculum.random_difficulty(f.key, len(f.labels)),
+}
+"""Difficulty of the forget examples, by the name that a recipe gives."""
+
+
+class Evaluator:
+    """Outputs of a model on the splits of a data set.
+
+    Args:
+      model: the classifier.
+      dataset: the images.
+      batch_size: images a step.
+    """
+
+    def __init__(self, model: Model, dataset: Dataset, batch_size: int = 256):
+        self.dataset, self.batch_size = dataset, batch_size
+
+        @jax.jit
+        def probabilities(params, model_state, images):
+            x = normalise(images, dataset.mean, dataset.std)
+            logits, _ = model.apply(params, model_state, x, train=False)
+            return jax.nn.softmax(logits.astype(jnp.float32))
+
+        self._probabilities = probabilities
+
+    def outputs(
+        self, params: Any, model_state: Any, split: Split, limit: int | None = None
+    ) -> Outputs:
+        """Probabilities on each part, or on the first ``limit`` images of each."""
+        data = self.dataset
+        return Outputs(
+            *(
+                (
+                    self._predict(params, model_state, images, indices[:limit]),
+                    labels[indices[:limit]],
+                )
+                for images, labels, indices in (
+                    (data.train_images, data.train_labels, split.forget),
+                    (data.train_images, data.train_labels, split.retain),
+                    (data.test_images, data.test_labels, split.test),
+                )
+            )
+        )
+
+    def _predict(self, params, model_state, images, indices) -> np.ndarray:
+        """Probabilities of some images, in batches of one size."""
+        size, chunks = self.batch_size, []
+        for start in range(0, len(indices), size):
+            chunk = indices[start : start + size]
+            batch = images[np.resize(chunk, size)]
+            chunks.append(self._probabilities(params, model_state, batch)[: len(chunk)])
+        return np.concatenate([np.asarray(chunk) for chunk in chunks])
+
+
+def accuracies(outputs: Outputs) -> dict[str, float]:
+    """UA, RA and TA in percent."""
+    return {
+        "ua": float(metrics.unlearning_accuracy(*outputs.forget)),
+        "ra": float(metrics.retain_accuracy(*outputs.retain)),
+        "ta": float(metrics.test_accuracy(*outputs.test)),
+    }
+
+
+def measure(outputs: Outputs, seed: int) -> dict[str, float]:
+    """UA, RA, TA and MIA in percent.
+
+    Raises:
+      DivergedError: an output is not finite.
+    """
+    if not all(np.isfinite(probs).all() for probs, _ in outputs):
+        raise DivergedError("The model's outputs are no longer finite.")
+    mia = auditing.forget_efficacy(
+        *outputs.retain, *outputs.test, *outputs.forget, seed=seed
+    )
+    return accuracies(outputs) | {"mia": mia}
+
+
+def compare(row: dict[str, float], reference: dict[str, float]) -> dict[str, float]:
+    """Average gap and tug-of-war to the Retrain of the same seed."""
+
+    def three(r):
+        return 100 - r["ua"], r["ra"], r["ta"]
+
+    return {
+        "gap": float(metrics.average_gap(row, reference)),
+        "tow": float(metrics.tow(*three(row), reference=three(reference))),
+    }
+
+
+def confidence(outputs: Outputs) -> dict[str, np.ndarray]:
+    """Probability of the true class on each split, for histograms."""
+    return {
+        f"confidence_{name}": auditing.confidence(*pair).astype(np.float32)
+        for name, pair in outputs._asdict().items()
+    }

@@ -1,0 +1,291 @@
+"""Searches each method's recipe against Retrain, on data that no report uses.
+
+``python -m experiments.tune --dataset digits --scenario random`` moves a fifth of the
+training images into a validation set that stands in for the test set, trains
+originals and Retrains on the rest with seeds (and random forget sets) of its own, and
+lets optuna look for the recipe whose mean gap to the validation Retrain is least. The
+best few then run on further seeds, which alone decide: the best of many noisy trials
+is partly the luckiest. Every method gets the same number of trials, baselines too. The
+recipe goes to ``configs/`` beside this file with the gap that it reached on the further
+seeds. Run again, a finished method is not searched anew.
+"""
+
+import dataclasses
+import json
+import pathlib
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import optuna
+
+from experiments import data
+from experiments.classification import __main__ as classification
+from experiments.classification import evaluation, recipes
+from experiments.engine import cli, loop, study
+from experiments.engine.bench import BASELINES, Bench, inputs
+from experiments.engine.progress import Display
+from experiments.engine.store import Store
+from experiments.files import to_json, write_atomically
+
+FIRST_SEED = 1000  # far from the seeds of any report
+WORST = 100.0  # the gap of a run that diverged
+
+Benches = Mapping[int, Bench]
+Trial = optuna.trial.Trial
+FrozenTrial = optuna.trial.FrozenTrial
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(classification.Config):
+    """Search recipes against a validation Retrain."""
+
+    seeds: int = 3
+    """Number of validation seeds; each redoes training as well."""
+    trials: int = 40
+    """Recipes to try for every method."""
+    max_epochs: int = 15
+    """Epochs of the longest recipe to try; a third of them in each stage of CUFG."""
+    finalists: int = 5
+    """How many of the best recipes run on the further seeds."""
+    final_seeds: int = 8
+    """Number of further seeds, which decide between the finalists."""
+    validation_fraction: float = 0.2
+    """Share of the training images that stands in for the test set."""
+
+    @property
+    def task(self) -> str:
+        """Name of the task, for the default folder."""
+        return f"tune-{super().task}"
+
+
+def _optimisation(trial: Trial, epochs: int, low: float, high: float) -> dict[str, Any]:
+    return {
+        "learning_rate": trial.suggest_float("learning_rate", low, high, log=True),
+        "epochs": trial.suggest_int("epochs", 1, epochs),
+        "cosine": trial.suggest_categorical("cosine", [False, True]),
+    }
+
+
+def _relabelling(trial: Trial, epochs: int) -> dict[str, Any]:
+    return _optimisation(trial, epochs, 1e-4, 0.1) | {
+        "joint": trial.suggest_categorical("joint", [False, True]),
+        "exclude_true": trial.suggest_categorical("exclude_true", [False, True]),
+    }
+
+
+def _masked(trial: Trial, epochs: int) -> dict[str, Any]:
+    return _relabelling(trial, epochs) | {
+        "density": trial.suggest_float("density", 0.05, 0.95)
+    }
+
+
+def _cores(trial: Trial, epochs: int) -> dict[str, Any]:
+    # Without retain data, wrong labels ruin a model within an epoch of tiny steps.
+    return _optimisation(trial, epochs, 1e-6, 0.3) | {
+        "energy": trial.suggest_float("energy", 0.5, 0.99),
+        "orthogonal": trial.suggest_categorical("orthogonal", [False, True]),
+    }
+
+
+def _correcting(trial: Trial, epochs: int) -> dict[str, Any]:
+    return _optimisation(trial, epochs, 1e-4, 0.1) | {
+        "threshold": trial.suggest_float("threshold", -1.0, 0.45),
+        "forget_weight": trial.suggest_float("forget_weight", 0.01, 2.0, log=True),
+        "forget_decay": trial.suggest_float("forget_decay", 0.5, 1.0),
+    }
+
+
+def _staged(trial: Trial, epochs: int) -> dict[str, Any]:
+    scores = list(evaluation.DIFFICULTIES)
+    return _correcting(trial, -(-epochs // 3)) | {
+        "stages": trial.suggest_int("stages", 2, 5),
+        "difficulty": trial.suggest_categorical("difficulty", scores),
+    }
+
+
+SPACES: Mapping[str, Callable[[Trial, int], dict[str, Any]]] = {
+    "finetune": lambda trial, epochs: _optimisation(trial, epochs, 1e-3, 0.3),
+    "gradient_ascent": lambda trial, epochs: _optimisation(trial, epochs, 1e-5, 0.05),
+    "random_label": _relabelling,
+    "neggrad_plus": lambda trial, epochs: (
+        _optimisation(trial, epochs, 1e-4, 0.1)
+        | {"retain_share": trial.suggest_float("retain_share", 0.5, 0.999)}
+    ),
+    "salun": _masked,
+    "salun_soft": _masked,
+    "semu": _cores,
+    "semu_retain": _cores,
+    "ufg": _correcting,
+    "cufg": _staged,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    return cli.main(Config, search, "experiments.tune", arguments)
+
+
+def search(config: Config) -> None:
+    """Searches what has no recipe of this many trials yet."""
+    chosen = cli.choose(config.methods, recipes.METHODS)
+    if config.trials < 1:
+        raise cli.ConfigError(f"--trials {config.trials}: give at least 1.")
+    if config.checkpoint is not None or config.trainings:
+        raise cli.ConfigError(
+            "--checkpoint and --trainings: a search trains originals of its own, which "
+            "have not seen its validation images."
+        )
+    if config.scenario == "indices":
+        raise cli.ConfigError(
+            "--scenario indices: its indices mean other images once a validation set "
+            "is split off. Search on --scenario random with a like --forget-fraction."
+        )
+    path = config.recipes or recipes.CONFIGS / f"{config.recipe_task}.json"
+    if not path.parent.is_dir():
+        raise cli.ConfigError(
+            f"There is no folder {path.parent} for the recipes: say with --recipes "
+            "FILE where to write them."
+        )
+    dataset = data.validation_split(
+        classification.load_data(config), config.validation_fraction, FIRST_SEED
+    )
+    split = classification.make_split(config, dataset)
+    task = classification.Classification(config, dataset, split)
+    numbers = classification.resolve_recipes(dataclasses.replace(config, recipes=None))
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    seeds = list(range(FIRST_SEED, FIRST_SEED + config.seeds + config.final_seeds))
+    extendable = {*cli.EXTENDABLE, "trials", "finalists", "final_seeds"} - {"seeds"}
+    settings = cli.plain(config) | {"input": inputs(task)}
+    with Store(config.folder, settings, tuple(extendable)) as store:
+        bench = Bench(task, numbers, store, config)
+        benches = {seed: bench.with_task(task.for_seed(seed)) for seed in seeds}
+        with Display(1, lambda: "") as display:
+            for seed in seeds:
+                for name in BASELINES:
+                    if store.row(name, seed) is None:
+                        benches[seed].run(name, seed, display)
+        if lost := [row["method"] for row in store.rows if row["status"] != "ok"]:
+            raise cli.ConfigError(
+                f"{lost[0]} diverged: give a smaller --train.learning-rate, and "
+                "another --out."
+            )
+        for name in chosen:
+            storage = f"sqlite:///{config.folder / 'trials.db'}"
+            log = optuna.create_study(
+                study_name=name,
+                storage=storage,
+                sampler=optuna.samplers.TPESampler(seed=0),
+                load_if_exists=True,
+            )
+            missing = config.trials - len(_finished(log))
+            if missing > 0:
+                log.optimize(
+                    _objective(name, benches, seeds[: config.seeds], config),
+                    n_trials=missing,
+                    callbacks=[_every_eighth],
+                )
+            further = seeds[config.seeds :] or seeds
+            best, gap = _decide(name, benches, further, log, config.finalists)
+            _keep(path, name, best, gap, len(_finished(log)))
+            print(f"{name}: gap {gap:.2f} with {best.params}", flush=True)
+            _forget_compiled()
+
+
+def _objective(
+    name: str, benches: Benches, seeds: Sequence[int], config: Config
+) -> Callable[[Trial], float]:
+    """Mean gap to the validation Retrain over the seeds."""
+    base = cli.override(recipes.Recipe(), config.recipe, "recipe")
+
+    def objective(trial: Trial) -> float:
+        recipe = dataclasses.replace(base, **SPACES[name](trial, config.max_epochs))
+        trial.set_user_attr("recipe", dataclasses.asdict(recipe))
+        return _mean_gap(name, benches, seeds, recipe)
+
+    return objective
+
+
+def _decide(
+    name: str,
+    benches: Benches,
+    seeds: Sequence[int],
+    log: optuna.Study,
+    finalists: int,
+) -> tuple[FrozenTrial, float]:
+    """The trial that is best on further seeds, of those that were best so far."""
+    ranked = sorted(_finished(log), key=lambda trial: trial.value or 0.0)[
+        : max(finalists, 1)
+    ]
+    gaps = []
+    for trial in ranked:
+        note = f"gap of trial {trial.number} on seeds {seeds[0]} to {seeds[-1]}"
+        if note not in log.user_attrs:
+            recipe = recipes.Recipe(**trial.user_attrs["recipe"])
+            log.set_user_attr(note, _mean_gap(name, benches, seeds, recipe))
+        gaps.append(log.user_attrs[note])
+    return ranked[int(np.argmin(gaps))], min(gaps)
+
+
+def _finished(log: optuna.Study) -> list[FrozenTrial]:
+    """Trials that were not cut off."""
+    return log.get_trials(states=[optuna.trial.TrialState.COMPLETE])
+
+
+def _mean_gap(
+    name: str, benches: Benches, seeds: Sequence[int], recipe: recipes.Recipe
+) -> float:
+    """Mean gap of a recipe to the validation Retrain."""
+    trying = benches[seeds[0]].with_recipe(name, recipe)
+    gaps = []
+    for seed in seeds:
+        reference = trying.store.row("retrain", seed)
+        assert reference is not None
+        bench = trying.with_task(benches[seed].task)
+        gaps.append(_gap(bench, name, seed, reference))
+    return float(np.mean(gaps))
+
+
+def _gap(bench, name: str, seed: int, reference: dict[str, Any]) -> float:
+    """Gap of one run, without keeping anything of it."""
+    try:
+        run = bench.prepare(name, seed)
+        state = loop.run(
+            run.method,
+            run.start(),
+            run.feed,
+            batch_size=run.batch_size,
+            seed=study.run_seed(name, seed),
+        )
+        ours = bench.task.measure(*run.method.finish(state), seed)
+        return evaluation.compare(ours.row, reference)["gap"]
+    except loop.DivergedError:
+        return WORST
+
+
+def _every_eighth(study: optuna.Study, trial: FrozenTrial) -> None:
+    if trial.number % 8 == 7:
+        _forget_compiled()
+
+
+def _forget_compiled() -> None:
+    """Drops old trials' programs: a process may hold only so many memory maps."""
+    loop.clear_cache()
+    jax.clear_caches()
+
+
+def _keep(
+    path: pathlib.Path, name: str, trial: FrozenTrial, gap: float, trials: int
+) -> None:
+    """Writes a recipe beside those of the other methods."""
+    found = json.loads(path.read_text()) if path.exists() else {}
+    recipe = trial.user_attrs["recipe"]
+    found[name] = {"recipe": recipe, "validation_gap": gap, "trials": trials}
+    ordered = {method: found[method] for method in recipes.METHODS if method in found}
+    write_atomically(path, (to_json(ordered) + "\n").encode())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

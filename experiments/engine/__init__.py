@@ -1,0 +1,7 @@
+"""What runs any kind of experiment, and knows none.
+
+``bench`` runs a study's seeds and methods and leaves its report, ``study`` one run,
+resumed where it was cut off, ``loop`` its epochs; ``store``, ``checkpoints`` and
+``cache`` keep, ``progress`` and ``stopwatch`` watch, and ``cli`` goes from flags to an
+exit code.
+"""

@@ -1,0 +1,405 @@
+"""Runs a study: originals, Retrains and methods over seeds, each measured and kept.
+
+A kind of experiment is a :class:`Task`: its data, its model, its methods and its
+measures. What all kinds share is here: which runs there are, what starts from what,
+what is trained once and used again, and what becomes of a run that diverges.
+"""
+
+import copy
+import dataclasses
+import hashlib
+import pathlib
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, Self
+
+import jax
+import numpy as np
+import rich.console
+import rich.table
+
+from experiments.engine import cli, loop, study
+from experiments.engine.cache import Cache
+from experiments.engine.checkpoints import load_original
+from experiments.engine.progress import Display
+from experiments.engine.store import Store
+from experiments.reporting import report, summary, tables
+from experiments.reporting.summary import Column
+from mujax import methods
+
+ORIGINAL, REFERENCE = "original", "retrain"
+BASELINES = (REFERENCE, "retrain_again", ORIGINAL)
+"""Trained anew; the second Retrain gives the noise floor."""
+
+
+class Measured(NamedTuple):
+    """Numbers of a model for its row, and the arrays behind them for the report."""
+
+    row: dict[str, float]
+    record: dict[str, np.ndarray]
+
+
+class Page(NamedTuple):
+    """What the report says and shows besides the table; see :func:`report.write`."""
+
+    title: str
+    description: str
+    figures: Sequence[report.Figure]
+    loading: str
+
+
+class Task(Protocol):
+    """What one kind of experiment brings.
+
+    Attributes:
+      identity: plain values that tell this data and model from any other.
+      feed: the examples, and which of them to forget and to retain.
+      columns: what its rows hold.
+      gap: key of the column that holds the distance to Retrain.
+      notes: label, paper and a line on each method.
+    """
+
+    @property
+    def identity(self) -> Mapping[str, Any]: ...  # noqa: D102
+    @property
+    def feed(self) -> loop.Feed: ...  # noqa: D102
+    @property
+    def columns(self) -> Sequence[Column]: ...  # noqa: D102
+    @property
+    def gap(self) -> str: ...  # noqa: D102
+    @property
+    def notes(self) -> Mapping[str, report.MethodNote]: ...  # noqa: D102
+
+    def build(self, name: str, recipe: Any, steps: int) -> methods.Method:
+        """A method, or the training of a baseline; ``steps`` are those of an epoch."""
+        ...
+
+    def for_seed(self, seed: int) -> Self:
+        """The task of one seed, which may have a forget set of its own."""
+        ...
+
+    def init(self, key: Any) -> tuple[Any, Any]:
+        """New parameters and model state."""
+        ...
+
+    def forget_batches(self, batch_size: int, seed: int) -> list[Any]:
+        """The forget set with true labels, for a method's ``init``."""
+        ...
+
+    def stages(self, original: Any, recipe: Any, seed: int) -> tuple[np.ndarray, ...]:
+        """The forget set in parts, from easy to hard for the original model."""
+        ...
+
+    def curve(self, params: Any, model_state: Any) -> Mapping[str, float]:
+        """Quick numbers after every epoch."""
+        ...
+
+    def measure(self, params: Any, model_state: Any, seed: int) -> Measured:
+        """All numbers of a finished model.
+
+        Raises:
+          loop.DivergedError: they are not finite.
+        """
+        ...
+
+    def compare(self, ours: Measured, reference: Measured) -> Mapping[str, float]:
+        """Distances to Retrain."""
+        ...
+
+    def page(self, store: Store, estimates: summary.Summary) -> Page:
+        """What the report says and shows of the finished runs."""
+        ...
+
+
+def run_study(
+    script: str,
+    config: cli.StudyConfig,
+    task: Task,
+    numbers: Mapping[str, Any],
+    names: Sequence[str],
+) -> None:
+    """Runs what is missing of a study, shows its table as it fills, leaves a report.
+
+    Args:
+      script: the module that a person runs.
+      config: its flags.
+      task: the kind of experiment.
+      numbers: recipe of every method, and of training under ``"training"``.
+      names: of the methods to run.
+    """
+    given = None
+    if config.checkpoint is not None:
+        given = load_original(config.checkpoint, task.init)
+    settings = cli.plain(config) | {
+        "command": ["python", "-m", script, *sys.argv[1:]],
+        "input": inputs(task, given),
+        "recipes": {name: dataclasses.asdict(r) for name, r in numbers.items()},
+    }
+    labels = {name: note.label for name, note in task.notes.items()}
+    with Store(config.folder, settings, cli.EXTENDABLE) as store:
+
+        def estimates() -> summary.Summary:
+            return summary.summarise(
+                store.rows, task.columns, gap=task.gap, labels=labels
+            )
+
+        def table() -> rich.table.Table:
+            return tables.rich_table(estimates(), pending=(*BASELINES, *names))
+
+        Bench(task, numbers, store, config, given).run_all(names, table)
+        report.write(
+            config.folder,
+            store.results,
+            task.columns,
+            **task.page(store, estimates())._asdict(),
+            methods=task.notes,
+            gap=task.gap,
+        )
+        console = rich.console.Console()
+        # Where no terminal says how wide it is, the table needs its hundred columns.
+        width = None if console.is_terminal else 100
+        rich.console.Console(width=width).print(table())
+        print(f"Report: {config.folder / 'report.html'}")
+
+
+def example_checkpoint(store: Store) -> pathlib.Path:
+    """Where an unlearned model lies, for the lines that load one."""
+    done = [row for row in store.rows if row["status"] == "ok"]
+    best = [row for row in done if row["method"] not in BASELINES] or done
+    row = best[0] if best else {"method": REFERENCE, "seed": 0}
+    return store.checkpoint_path(row["method"], row["seed"]).absolute()
+
+
+def inputs(task: Task, given: Any = None) -> dict[str, Any]:
+    """What a study's rows depend on besides its flags: data, sets, a given model."""
+    parts = {
+        "forget": np.concatenate(task.feed.forget),
+        "retain": task.feed.retain,
+        "original": [np.ravel(leaf) for leaf in jax.tree.leaves(given)],
+    }
+    return {**task.identity, **{name: _digest(part) for name, part in parts.items()}}
+
+
+class Bench:
+    """A task with the numbers to run it by, and what of it is finished.
+
+    Args:
+      task: the kind of experiment.
+      numbers: recipe of every method, and of training under ``"training"``.
+      store: keeps the rows.
+      config: how often to keep progress, where trained baselines are kept for other
+        studies, and how many trainings there are.
+      given: a trained original, in place of one to train.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        numbers: Mapping[str, Any],
+        store: Store,
+        config: cli.StudyConfig,
+        given: dict[str, Any] | None = None,
+    ):
+        self.task, self.numbers, self.store = task, dict(numbers), store
+        self.config, self.given, self._cache = config, given, Cache(config.cache)
+        self._originals: dict[int, Any] = {}
+        self._methods: dict[str, methods.Method] = {}
+        self._programs: dict[str, str] = {}
+
+    def run_all(self, names: Sequence[str], table: Any) -> None:
+        """Runs what is missing of baselines and methods, seed by seed.
+
+        Args:
+          names: of the methods.
+          table: draws the rows so far.
+        """
+        runs = [
+            (name, seed)
+            for seed in range(self.config.seeds)
+            for name in (*BASELINES, *names)
+            if self.store.row(name, seed) is None
+        ]
+        with Display(sum(self.steps(name) for name, _ in runs), table) as display:
+            for name, seed in runs:
+                self.with_task(self.task.for_seed(seed)).run(name, seed, display)
+
+    def run(self, name: str, seed: int, display: Display) -> None:
+        """Trains or unlearns, measures, and keeps the row."""
+        row: dict[str, Any] = {"method": name, "seed": seed, "status": "ok"}
+        checkpoint, record = None, {}
+        try:
+            result = self._result(name, seed, display)
+            ours = self.task.measure(result.params, result.model_state, seed)
+            reference = ours if name == REFERENCE else self._measured(REFERENCE, seed)
+            row |= ours.row
+            if reference is not None:
+                row |= self.task.compare(ours, reference)
+        except loop.DivergedError as error:
+            row |= {"status": "diverged", "reason": str(error)}
+        else:
+            row |= {
+                "seconds": result.seconds,
+                "trainable_fraction": result.trainable_fraction,
+            }
+            record = result.curves | ours.record
+            checkpoint = {"params": result.params, "model_state": result.model_state}
+        self.store.finish(row, record, checkpoint)
+        if name == ORIGINAL:
+            self._originals[seed] = checkpoint
+        display.finished(self._line(row))
+
+    def steps(self, name: str) -> int:
+        """Optimiser steps of a method's run."""
+        use = self._method(name).data_use
+        return self._epoch_steps(name, use) * loop.num_epochs(use)
+
+    def with_recipe(self, name: str, recipe: Any) -> Self:
+        """A bench with the same data and originals where one method differs."""
+        other = copy.copy(self)
+        other.numbers = self.numbers | {name: recipe}
+        other._methods = {}
+        return other
+
+    def with_task(self, task: Task) -> Self:
+        """A bench of the same methods on a task of the same sizes."""
+        other = copy.copy(self)
+        other.task = task
+        return other
+
+    def prepare(self, name: str, seed: int) -> study.Run:
+        """The run of a method on a seed."""
+        method, batch_size = self._method(name), self._recipe(name).batch_size
+        feed = self._feed(name, method.data_use)
+        if method.data_use.fresh_start:
+
+            def start():
+                return method.init(*self.task.init(study.random_key(name, seed)))
+
+        else:
+            original = self._original(seed)
+            if method.data_use.stages > 1:
+                stages = self.task.stages(original, self.numbers[name], seed)
+                feed = dataclasses.replace(feed, forget=stages)
+
+            def start():
+                batches = self.task.forget_batches(batch_size, seed)
+                return method.init(original["params"], original["model_state"], batches)
+
+        return study.Run(name, seed, method, start, feed, batch_size)
+
+    def _result(self, name: str, seed: int, display: Display) -> study.Result:
+        """A finished training or unlearning, from the cache where it can be."""
+        if name == ORIGINAL and self.given is not None:
+            display.advance(self.steps(name))
+            return study.Result(**self.given)
+        drawn_from = seed
+        if name in BASELINES:
+            drawn_from %= self.config.trainings or seed + 1
+        run = dataclasses.replace(
+            self.prepare(name, drawn_from), seed=seed, drawn_from=drawn_from
+        )
+        identity = self._identity(run) if name in BASELINES else None
+        if identity is not None:
+            result = self._cache.load(identity)
+            if result is not None:
+                display.advance(run.steps)
+                return result
+        result = study.execute(
+            run, self.store, display, self.task.curve, self.config.keep_every
+        )
+        if identity is not None:
+            self._cache.save(identity, result)
+        return result
+
+    def _identity(self, run: study.Run) -> dict[str, Any]:
+        """All that decides what a training ends with."""
+
+        def step(state, key):
+            index = np.zeros(run.batch_size, int)
+            labels = run.feed.examples["label"]
+            weights = np.ones(run.batch_size, np.float32)
+            batch = loop.take(run.feed, labels, index, weights)
+            return run.method.step(state, batch, key=key)
+
+        # The program of a step knows the model, the loss and the optimiser.
+        if run.name not in self._programs:
+            state, key = jax.eval_shape(run.start), jax.random.key(0)
+            program = jax.jit(step).lower(state, key).as_text()
+            self._programs[run.name] = hashlib.sha256(program.encode()).hexdigest()
+        return {
+            "task": self.task.identity,
+            "name": run.name,
+            "seed": run.drawn_from,
+            "recipe": dataclasses.asdict(self.numbers["training"]),
+            "retain": _digest(run.feed.retain),
+            "step": self._programs[run.name],
+        }
+
+    def _recipe(self, name: str) -> Any:
+        """The numbers of a method or of a baseline's training."""
+        return self.numbers["training" if name in BASELINES else name]
+
+    def _method(self, name: str) -> methods.Method:
+        """A method, built once so that it compiles once for all seeds."""
+        if name not in self._methods:
+            recipe = self._recipe(name)
+            # The data use tells the steps of an epoch, which schedules need to know.
+            use = self.task.build(name, recipe, 1).data_use
+            method = self.task.build(name, recipe, self._epoch_steps(name, use))
+            self._methods[name] = methods.with_data(method, epochs=recipe.epochs)
+        return self._methods[name]
+
+    def _feed(self, name: str, use: methods.DataUse) -> loop.Feed:
+        """The examples of a method, for as many stages as it has."""
+        feed = self.task.feed
+        forget = np.concatenate(feed.forget)
+        if use.stages > len(forget):
+            raise cli.ConfigError(
+                f"--recipe.stages {use.stages}: the forget set has {len(forget)} "
+                "images; give no more stages than that."
+            )
+        stages = tuple(np.array_split(forget, use.stages))
+        retain = feed.retain
+        if name == ORIGINAL:
+            retain = np.sort(np.concatenate([forget, retain]))
+        return dataclasses.replace(feed, forget=stages, retain=retain)
+
+    def _epoch_steps(self, name: str, use: methods.DataUse) -> int:
+        feed = self._feed(name, use)
+        return loop.steps_per_epoch(use, feed, self._recipe(name).batch_size)
+
+    def _original(self, seed: int) -> Any:
+        """Parameters and model state of the original model."""
+        row = self.store.row(ORIGINAL, seed)
+        if row is None or row["status"] != "ok":
+            raise loop.DivergedError("There is no original model to start from.")
+        if seed not in self._originals:
+            self._originals[seed] = self.store.checkpoint(ORIGINAL, seed)
+        return self._originals[seed]
+
+    def _measured(self, name: str, seed: int) -> Measured | None:
+        """What was measured of a finished run."""
+        row = self.store.row(name, seed)
+        if row is None or row["status"] != "ok":
+            return None
+        return Measured(row, self.store.record(name, seed))
+
+    def _line(self, row: dict[str, Any]) -> str:
+        """A finished run on one line."""
+        start = f"{row['method']}, seed {row['seed']}:"
+        if row["status"] != "ok":
+            return f"{start} {row['status']} ({row['reason']})"
+        numbers = [
+            f"{column.label} {row[column.key]:.{column.decimals}f}"
+            for column in self.task.columns
+            if row.get(column.key) is not None
+        ]
+        return f"{start} {', '.join(numbers)}"
+
+
+def _digest(arrays: Any) -> str:
+    """Tells arrays from others, in 16 digits; empty for none."""
+    digest = hashlib.sha256()
+    for array in arrays if isinstance(arrays, list) else [arrays]:
+        digest.update(np.ascontiguousarray(array).view(np.uint8).data)
+    return digest.hexdigest()[:16]

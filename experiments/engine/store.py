@@ -1,0 +1,326 @@
+"""The folder of a study: what is finished stays finished.
+
+::
+
+    config.json            the exact configuration
+    results.json           configuration, environment and a row for each finished run
+    records/METHOD-SEED.npz   its curves and outputs, for the report
+    checkpoints/METHOD/seed_N its parameters and model state (Orbax)
+    progress/METHOD-SEED/  where an unfinished run stands (Orbax), then removed
+
+Every file appears in one step and a run's row is written last, so that a kill at any
+moment loses no finished run. One process at a time holds the folder.
+"""
+
+import fcntl
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import shutil
+from collections.abc import Callable, Mapping
+from typing import Any, Self
+
+import jax
+import numpy as np
+
+from experiments.engine.checkpoints import (
+    StoreError,
+    load_checkpoint,
+    reason,
+    save_checkpoint,
+)
+from experiments.files import to_json, write_atomically
+
+PACKAGES = ("mujax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+_LEFTOVERS = (
+    ".*.json.*.tmp",
+    ".*.md.*.tmp",
+    ".*.html.*.tmp",
+    "plots/.*.png.*.tmp",
+    "records/.*.npz.*.tmp.npz",
+    "checkpoints/*/seed_*.orbax-checkpoint-tmp*",
+)
+
+
+class Store:
+    """A study's folder, held for this process. Use it in a ``with`` statement.
+
+    Args:
+      folder: made if it is not there.
+      config: plain values; those named in ``extendable`` may differ from the
+        configuration that the folder was begun with.
+      extendable: fields that only say how much to do, such as the number of seeds.
+
+    Raises:
+      StoreError: the folder is busy, unwritable, damaged, or of another study.
+    """
+
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        config: Mapping[str, Any],
+        extendable: tuple[str, ...] = (),
+    ):
+        self.folder = folder
+        self.config = json.loads(to_json(dict(config)))
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._lock = (folder / ".lock").open("w")
+        except OSError as error:
+            raise StoreError(
+                f"Cannot write to {folder}: {error.strerror}. Give another --out."
+            ) from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._lock.close()
+            raise StoreError(
+                f"Another run is busy in {folder}. Wait for it, or give another --out."
+            ) from error
+        try:
+            self._check_config(extendable)
+            self.rows = self._read_rows()
+            self._sweep()
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def __enter__(self) -> Self:
+        """The store itself."""
+        return self
+
+    def __exit__(self, *_) -> None:
+        """Lets the folder go."""
+        self._lock.close()
+
+    def row(self, method: str, seed: int) -> dict[str, Any] | None:
+        """The row of a finished run, or None."""
+        for row in self.rows:
+            if (row["method"], row["seed"]) == (method, seed):
+                return row
+        return None
+
+    def finish(
+        self,
+        row: dict[str, Any],
+        record: Mapping[str, np.ndarray],
+        checkpoint: Any | None,
+    ) -> None:
+        """Keeps a finished run: its record, its checkpoint, and last its row."""
+        method, seed = row["method"], row["seed"]
+        self._begin()
+        self._write_record(method, seed, record)
+        if checkpoint is not None:
+            save_checkpoint(self.checkpoint_path(method, seed), checkpoint)
+        self.rows.append(json.loads(to_json(row)))
+        self._save(self.folder / "results.json", self.results)
+        shutil.rmtree(self._progress(method, seed), ignore_errors=True)
+
+    def _sweep(self) -> None:
+        """Removes what a killed process has left: only the holder writes here."""
+        for pattern in _LEFTOVERS:
+            for path in self.folder.glob(pattern):
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
+        # By what is there, not by the rows: these may have been written by hand.
+        finished = {f"{row['method']}-{row['seed']}" for row in self.rows}
+        for path in self.folder.glob("progress/*"):
+            if path.name in finished:
+                shutil.rmtree(path, ignore_errors=True)
+
+    @property
+    def results(self) -> dict[str, Any]:
+        """What ``results.json`` holds."""
+        environment = describe_environment()
+        return {"config": self.config, "environment": environment, "rows": self.rows}
+
+    def record(self, method: str, seed: int) -> dict[str, np.ndarray]:
+        """The arrays kept with a finished run.
+
+        Raises:
+          StoreError: they are gone, or damaged.
+        """
+        path = self._record_path(method, seed)
+        try:
+            # Opened here: np.load leaves the file open where the archive is damaged.
+            with path.open("rb") as file, np.load(file) as data:
+                return dict(data)
+        except Exception as error:  # zip, zlib and numpy raise a dozen kinds
+            raise StoreError(
+                f"{path} cannot be read: {reason(error)}. {self._remedy(method, seed)}"
+            ) from error
+
+    def checkpoint_path(self, method: str, seed: int) -> pathlib.Path:
+        """Folder of a run's parameters and model state."""
+        return self.folder / "checkpoints" / method / f"seed_{seed}"
+
+    def checkpoint(self, method: str, seed: int) -> Any:
+        """Parameters and model state of a finished run.
+
+        Raises:
+          StoreError: they are gone, or damaged.
+        """
+        try:
+            return load_checkpoint(self.checkpoint_path(method, seed))
+        except StoreError as error:
+            raise StoreError(f"{error}. {self._remedy(method, seed)}") from error
+
+    def save_progress(
+        self, method: str, seed: int, epoch: int, state: Any, notes: dict[str, Any]
+    ) -> None:
+        """Keeps where a run stands after an epoch, in place of what was kept before."""
+        folder = self._progress(method, seed)
+        self._begin()
+        leaves = {f"{i:05d}": leaf for i, leaf in enumerate(jax.tree.leaves(state))}
+        save_checkpoint(folder / f"epoch_{epoch}", leaves)
+        # The notes name the epoch: they turn the new checkpoint into the valid one.
+        self._save(folder / "notes.json", notes | {"epoch": epoch})
+        for old in folder.glob("epoch_*"):
+            if old.name != f"epoch_{epoch}":
+                shutil.rmtree(old, ignore_errors=True)
+
+    def load_progress(
+        self, method: str, seed: int, like: Callable[[], Any]
+    ) -> tuple[Any, dict[str, Any]] | None:
+        """State, in the structure of ``like()``, and notes of an unfinished run.
+
+        None if there is none, or if it is damaged: the run then begins anew.
+        """
+        folder = self._progress(method, seed)
+        try:
+            notes = json.loads((folder / "notes.json").read_text())
+            leaves = load_checkpoint(folder / f"epoch_{notes['epoch']}")
+            ordered = [leaves[name] for name in sorted(leaves)]
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+        expected, structure = jax.tree.flatten(like())
+        if list(map(_form, ordered)) != list(map(_form, expected)):
+            return None
+        return jax.tree.unflatten(structure, ordered), notes
+
+    def _begin(self) -> None:
+        """Keeps the configuration, once there is something to keep it for."""
+        self._save(self.folder / "config.json", self.config)
+
+    def _progress(self, method: str, seed: int) -> pathlib.Path:
+        return self.folder / "progress" / f"{method}-{seed}"
+
+    def _record_path(self, method: str, seed: int) -> pathlib.Path:
+        return self.folder / "records" / f"{method}-{seed}.npz"
+
+    def _remedy(self, method: str, seed: int) -> str:
+        return (
+            f"Put it back, or remove the row of {method}, seed {seed} from "
+            f"{self.folder / 'results.json'}: it is then computed again."
+        )
+
+    def _write_record(self, method, seed, record) -> None:
+        path = self._record_path(method, seed)
+        path.parent.mkdir(exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp.npz")
+        try:
+            np.savez_compressed(temporary, **record)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _save(self, path: pathlib.Path, value: Any) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, to_json(value).encode())
+
+    def _check_config(self, extendable: tuple[str, ...]) -> None:
+        begun = self._read("config.json")
+        if begun is None:
+            begun = (self._read("results.json") or {}).get("config")
+        if not isinstance(begun, dict):
+            return
+        there, now = _flat(begun), _flat(self.config)
+        differing = [
+            f"{_shown(name)}={there.get(name)!r} there, {now.get(name)!r} now"
+            for name in sorted(there.keys() | now.keys())
+            if name.split(".")[0] not in extendable and there.get(name) != now.get(name)
+        ]
+        if differing:
+            listed = "; ".join(differing[:4])
+            more = f"; {len(differing) - 4} more" if len(differing) > 4 else ""
+            raise StoreError(
+                f"{self.folder} holds a study of another configuration "
+                f"({listed}{more}). Give another --out, or the same flags."
+            )
+
+    def _read_rows(self) -> list[dict[str, Any]]:
+        results = self._read("results.json")
+        if results is None:
+            return []
+        rows = results.get("rows")
+        if not isinstance(rows, list) or not all(
+            isinstance(row, dict)
+            and isinstance(row.get("method"), str)
+            and isinstance(row.get("seed"), int)
+            and isinstance(row.get("status"), str)
+            for row in rows
+        ):
+            raise StoreError(
+                f"{self.folder / 'results.json'} has no list of rows with method, seed "
+                "and status. Move it away to compute everything again, or mend it."
+            )
+        return rows
+
+    def _read(self, name: str) -> dict[str, Any] | None:
+        path = self.folder / name
+        if not path.exists():
+            return None
+        try:
+            value = json.loads(path.read_text())
+            if not isinstance(value, dict):
+                raise ValueError(f"it holds a {type(value).__name__}")
+        except (OSError, ValueError, RecursionError) as error:
+            raise StoreError(
+                f"{path} cannot be read ({reason(error)}). Move it away to begin "
+                "anew, or give another --out."
+            ) from error
+        return value
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Fields of a configuration, those of its groups as ``group.field``."""
+    fields: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, dict):
+            fields |= _flat(value, f"{prefix}{name}.")
+        else:
+            fields[f"{prefix}{name}"] = value
+    return fields
+
+
+def _shown(name: str) -> str:
+    """The name, quoted if it would not print."""
+    return name if name.isprintable() else repr(name)
+
+
+def _form(leaf: Any) -> tuple[tuple[int, ...], Any]:
+    """Shape and type of a leaf."""
+    return np.shape(leaf), getattr(leaf, "dtype", None)
+
+
+def describe_environment() -> dict[str, Any]:
+    """Versions and devices, for the results."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    device = jax.devices()[0]
+    return {
+        "python": platform.python_version(),
+        **versions,
+        "platform": platform.platform(),
+        "device": f"{jax.device_count()} × {device.device_kind} ({device.platform})",
+        "cores": os.cpu_count(),
+    }

@@ -1,0 +1,6 @@
+"""What shows finished rows: numbers, tables, figures, a self-contained page.
+
+``summary`` takes means and intervals over seeds, ``tables`` writes them, ``figures``
+draws them with ``drawing``, and ``report`` puts all of it into a folder by the template
+``report.html.jinja``.
+"""
