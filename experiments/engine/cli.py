@@ -26,7 +26,10 @@ from experiments.data import DataError
 from experiments.engine.checkpoints import StoreError
 from experiments.models import ModelError
 
-EXTENDABLE = ("methods", "seeds", "out", "cache", "keep_every", "memory", "command")
+EXTENDABLE = (
+    *("methods", "seeds", "out", "cache", "keep_every", "memory"),
+    *("command", "adapted"),
+)
 """Settings that say how much to do or where, not what: a folder may differ in them."""
 
 
