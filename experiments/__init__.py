@@ -1,5 +1,7 @@
 """Experiment scripts: everything with a side effect lives here, outside the wheel."""
 
+import io
+import logging
 import os
 import sys
 
@@ -7,6 +9,8 @@ import sys
 # than with threads that wait for each other on a busy machine.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+# Matplotlib takes a temporary folder by itself where it finds no home to write to.
+logging.getLogger("matplotlib").setLevel(logging.ERROR)
 
 _report = sys.excepthook
 
@@ -19,5 +23,16 @@ def _report_unless_interrupted(kind, value, trace):
         _report(kind, value, trace)
 
 
+def _open_streams() -> None:
+    """Gives closed streams a place, and lets what does not print come out as ``?``."""
+    # In this order: each takes the lowest free number, which no file must have.
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: PTH123, SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+
+
 if sys.argv[:1] == ["-m"]:  # a command, whose imports take seconds
     sys.excepthook = _report_unless_interrupted
+    _open_streams()

@@ -276,7 +276,7 @@ def _check_classes(dataset: Dataset, split: Split) -> None:
         names = _listed([dataset.classes[i] for i in lost])
         raise LostClassError(
             f"No training image of {names} would be left in {dataset.name}. Take out "
-            "fewer, or forget a whole class with the class scenario."
+            "fewer or add some; a whole class is forgotten with the class scenario."
         )
 
 

@@ -32,7 +32,7 @@ class Cache:
     """
 
     def __init__(self, folder: pathlib.Path | None):
-        self._folder = folder
+        self._folder, self._told = folder, False
         environment = describe_environment()
         self._environment = {k: environment.get(k) for k in VERSIONS}
 
@@ -52,7 +52,7 @@ class Cache:
     def save(self, identity: Mapping[str, Any], result: Result) -> None:
         """Keeps a model; the notes are written last and make it valid.
 
-        A disk that is full or not to be written to fails no study: it says so.
+        A disk that is full or not to be written to fails no study: it says so, once.
         """
         if self._folder is None:
             return
@@ -70,7 +70,11 @@ class Cache:
             shutil.rmtree(path, ignore_errors=True)
             aside.replace(path)
         except OSError as error:
-            print(f"The trained model is not kept in --cache: {error}", file=sys.stderr)
+            if not self._told:
+                print(
+                    f"Trained models are not kept in --cache: {error}", file=sys.stderr
+                )
+            self._told = True
         finally:
             shutil.rmtree(aside, ignore_errors=True)
 
