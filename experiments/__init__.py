@@ -1,4 +1,9 @@
-"""Experiment scripts: everything with a side effect lives here, outside the wheel."""
+"""Experiments: everything with a side effect lives here, outside the wheel.
+
+A kind of experiment is a folder whose ``__main__`` is its story (``classification``,
+``diffusion``). Below stand ``engine``, which runs any kind, ``reporting``, ``data`` and
+``models``; ``files`` and ``errors`` are for all. Imports run down only.
+"""
 
 import io
 import logging

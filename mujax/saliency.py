@@ -14,6 +14,7 @@ where nothing can be raised, such scores give a mask that is false everywhere: n
 moves, and :func:`density` is 0.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterable
 
@@ -258,7 +259,7 @@ def _check_scores(saliency: PyTree) -> None:
 def _sound(saliency: PyTree) -> jax.Array:
     """Whether every score is finite."""
     finite = [jnp.all(jnp.isfinite(leaf)) for _, leaf in array_leaves(saliency)]
-    return jnp.all(jnp.array(finite))
+    return functools.reduce(jnp.logical_and, finite, jnp.asarray(True))
 
 
 @jax.jit

@@ -371,7 +371,7 @@ def _check_addressable(held: PyTree, updates: PyTree, name: str) -> None:
         return
     for leaf in jax.tree.leaves(held):
         if not is_traced(leaf) and not getattr(leaf, "is_fully_addressable", True):
-            raise ValueError(
+            raise RuntimeError(
                 f"Got {name} spread over several processes inside of jit, which cannot "
                 f"close over them: give the jitted function the {name} as an argument "
                 "and build the chain in it."

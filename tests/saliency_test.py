@@ -70,11 +70,13 @@ def expected_mask(scores, fraction):
     return kept
 
 
-def scores_of(shapes):
+def scores_of(shapes, finite=False):
+    special = [x for x in SPECIAL if np.isfinite(x)] if finite else SPECIAL
+    kinds = {"allow_nan": not finite, "allow_infinity": not finite}
     return hnp.arrays(
         np.float32,
         count_entries(shapes),
-        elements=st.one_of(st.sampled_from(SPECIAL), st.floats(width=32)),
+        elements=st.one_of(st.sampled_from(special), st.floats(width=32, **kinds)),
     )
 
 
@@ -159,11 +161,12 @@ class TopFractionTest(parameterized.TestCase):
 
         @hypothesis.settings(deadline=None, max_examples=40)
         @hypothesis.given(
-            scores_of(shapes),
+            scores_of(shapes, finite=True),
             st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.7, 0.95, 1.0]),
         )
         def check(values, fraction):
-            tree = make_tree(shapes, values, dtype)
+            top = np.float32(jnp.finfo(dtype).max)
+            tree = make_tree(shapes, np.clip(values, -top, top), dtype)
             mask = saliency.top_fraction_mask(tree, fraction)
             chex.assert_trees_all_equal_structs(mask, tree)
             chex.assert_trees_all_equal_shapes(mask, tree)
@@ -172,6 +175,34 @@ class TopFractionTest(parameterized.TestCase):
             chex.assert_trees_all_equal(compiled(tree, fraction), mask)
 
         check()
+
+    @parameterized.product(
+        bad=[np.nan, -np.nan, np.inf, -np.inf], fraction=[0.0, 0.5, 1.0]
+    )
+    def test_what_is_not_finite_raises_and_in_jit_moves_nothing(self, bad, fraction):
+        tree = {"a": jnp.ones(3), "b": [jnp.array([[1.0, bad]])]}
+        for select in (
+            saliency.top_fraction_mask,
+            saliency.top_fraction_mask_by_leaf,
+            saliency.threshold_mask,
+        ):
+            with self.assertRaisesRegex(ValueError, r"saliency\['b'\]\[0\].*finite"):
+                select(tree, fraction)
+            mask = jax.jit(select, static_argnums=1)(tree, fraction)
+            self.assertFalse(mask["b"][0].any())
+            if select is not saliency.top_fraction_mask_by_leaf:
+                self.assertFalse(mask["a"].any())
+
+    def test_complex_scores_and_keys_are_refused_by_name(self):
+        for leaf in (jnp.ones(2, jnp.complex64), jax.random.key(0)):
+            with self.assertRaisesRegex(ValueError, r"saliency\['b'\] is .*magnitude"):
+                saliency.top_fraction_mask({"a": jnp.ones(2), "b": leaf}, 0.5)
+
+    @parameterized.parameters(0.0, 0.3, 1.0)
+    def test_a_traced_fraction_gives_the_same_mask(self, fraction):
+        tree = {"a": jnp.arange(6.0), "b": jnp.ones((2, 2))}
+        traced = jax.jit(saliency.top_fraction_mask)(tree, fraction)
+        chex.assert_trees_all_equal(traced, saliency.top_fraction_mask(tree, fraction))
 
     @parameterized.parameters(1, 7, 77, 100)
     def test_count_is_the_floor_in_float_arithmetic(self, n):
@@ -190,8 +221,12 @@ class TopFractionTest(parameterized.TestCase):
         again = saliency.top_fraction_mask(jnp.arange(100), fraction)
         chex.assert_trees_all_equal(again, mask)
 
-    @parameterized.parameters(-0.1, 1.0001, float("nan"), float("inf"))
-    def test_fraction_outside_raises(self, fraction):
+    @parameterized.product(
+        value=[-0.1, 1.0001, float("nan"), float("inf")],
+        kind=[float, np.float32, jnp.float32],
+    )
+    def test_fraction_outside_raises(self, value, kind):
+        fraction = kind(value)
         for select in (
             saliency.top_fraction_mask,
             saliency.top_fraction_mask_by_leaf,
@@ -279,7 +314,9 @@ class TopFractionTest(parameterized.TestCase):
 
 class OtherMasksTest(parameterized.TestCase):
     @hypothesis.settings(deadline=None, max_examples=20)
-    @hypothesis.given(scores_of(TREES["mixed"]), st.sampled_from([0.1, 0.5, 0.8]))
+    @hypothesis.given(
+        scores_of(TREES["mixed"], finite=True), st.sampled_from([0.1, 0.5, 0.8])
+    )
     def test_by_leaf_ranks_each_leaf_alone(self, values, fraction):
         tree = make_tree(TREES["mixed"], values)
         mask = saliency.top_fraction_mask_by_leaf(tree, fraction)
@@ -291,8 +328,8 @@ class OtherMasksTest(parameterized.TestCase):
                 kept.ravel(), expected_mask(np.asarray(scores).ravel(), fraction)
             )
 
-    def test_threshold_is_inclusive_and_drops_nan(self):
-        tree = {"a": jnp.array([0.1, 0.5, jnp.nan]), "b": (jnp.array(jnp.inf),)}
+    def test_threshold_is_inclusive(self):
+        tree = {"a": jnp.array([0.1, 0.5, 0.4]), "b": (jnp.array(3e38),)}
         for mask in (
             saliency.threshold_mask(tree, 0.5),
             jax.jit(saliency.threshold_mask)(tree, 0.5),

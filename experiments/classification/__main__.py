@@ -10,15 +10,18 @@ import dataclasses
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import jax.numpy as jnp
 import numpy as np
 
 from experiments import data
 from experiments.classification import evaluation, recipes
+from experiments.classification.methods import METHODS, cufg
+from experiments.classification.optimisation import Optimisation
 from experiments.engine import bench, cli, loop, study
 from experiments.engine.bench import Measured, Page
+from experiments.engine.recipes import resolve
 from experiments.engine.store import Store
 from experiments.models import Model, build
 from experiments.reporting import figures, report, summary
@@ -75,8 +78,6 @@ COLUMNS = (
         description="Share of the parameters that the method may move.",
     ),
 )
-Overrides: Any = cli.overrides(recipes.Recipe)
-AS_SEARCHED = Overrides()
 LOADING = """\
 import orbax.checkpoint as ocp
 path = "{path}"  # absolute
@@ -85,7 +86,19 @@ tree = ocp.StandardCheckpointer().restore(path)  # {{"params": …, "model_state
 
 @dataclasses.dataclass(frozen=True)
 class Config(cli.StudyConfig):
-    """Unlearn from an image classifier, beside Retrain."""
+    """Unlearn from an image classifier, beside Retrain.
+
+    Examples:
+      python -m experiments.classification
+      python -m experiments.classification --scenario class --forget-class 3 --seeds 2
+      python -m experiments.classification --methods salun,ufg --recipe.epochs 5
+      python -m experiments.classification --methods salun --salun.density 0.2
+      python -m experiments.classification --help-method salun
+    """
+
+    HEADING: ClassVar[str] = "classification"
+    METHODS: ClassVar = METHODS
+    TRAINING: ClassVar = Optimisation
 
     scenario: Literal["random", "class", "indices"] = "random"
     """What to forget: a random share, whole classes, or the indices in files."""
@@ -112,10 +125,6 @@ class Config(cli.StudyConfig):
     """Width of the model (channels of its first layer); None takes the model's own."""
     pixels: data.Pixels = "standardised"
     """What the model is given: pixels standardised by channel, in [0, 1], or bytes."""
-    train: Overrides = AS_SEARCHED  # pyright: ignore[reportInvalidTypeForm]
-    """Recipe of the original model and of Retrain; None keeps the data set's own."""
-    recipe: Overrides = AS_SEARCHED  # pyright: ignore[reportInvalidTypeForm]
-    """Recipe of the methods; None keeps the searched value of each."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -158,10 +167,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def unlearn(config: Config) -> None:
     """Runs the study that a configuration describes, or what of it is missing."""
-    chosen = cli.choose(config.methods, recipes.METHODS)
+    chosen = cli.chosen(config)
     dataset = load_data(config)
     split = make_split(config, dataset, range(config.seeds))
-    numbers, notes = fit(resolve_recipes(config), config, dataset, split)
+    numbers, notes = fit(resolve_recipes(config), chosen, config, dataset, split)
     task = Classification(config, dataset, split, notes)
     bench.run_study("experiments.classification", config, task, numbers, chosen, notes)
 
@@ -219,20 +228,24 @@ def _check_draws(
 
 
 def fit(
-    numbers: Mapping[str, recipes.Recipe],
+    numbers: Mapping[str, Any],
+    chosen: Sequence[str],
     config: Config,
     dataset: data.Dataset,
     split: data.Split,
-) -> tuple[dict[str, recipes.Recipe], list[str]]:
+) -> tuple[dict[str, Any], list[str]]:
     """The numbers as this request needs them, and what a person should know of it."""
     fitted, notes, count = dict(numbers), [], len(split.forget)
-    stages = numbers["cufg"].stages
-    if stages > count and config.recipe.stages is None:
-        fitted["cufg"] = dataclasses.replace(numbers["cufg"], stages=count)
-        notes.append(
-            f"CUFG forgets in {count} of its {stages} stages: there are no more images "
-            "to forget."
-        )
+    for name, recipe in numbers.items():
+        stages = getattr(recipe, "stages", 1)
+        given = any("stages" in config.changes.get(g, ()) for g in ("recipe", name))
+        if stages > count and not given:
+            fitted[name] = dataclasses.replace(recipe, stages=count)
+            if name in chosen:
+                notes.append(
+                    f"{recipes.NOTES[name].label} forgets in {count} of its {stages} "
+                    "stages: there are no more images to forget."
+                )
     left_out = len(dataset.test_labels) - len(split.test)
     if left_out and config.scenario != "class":
         classes = np.setdiff1d(dataset.train_labels, dataset.train_labels[split.retain])
@@ -244,18 +257,11 @@ def fit(
     return fitted, notes
 
 
-def resolve_recipes(config: Config) -> dict[str, recipes.Recipe]:
+def resolve_recipes(config: Config) -> dict[str, Any]:
     """The numbers of every method, and of training under ``"training"``."""
     training = recipes.TRAINING.get(config.dataset, recipes.DEFAULT_TRAINING)
-    return {
-        "training": cli.override(training, config.train, "train"),
-        **{
-            name: cli.override(recipe, config.recipe, "recipe")
-            for name, recipe in recipes.searched(
-                config.recipe_task, config.recipes
-            ).items()
-        },
-    }
+    searched = recipes.searched(config.recipe_task, config.recipes)
+    return resolve(config.changes, training, searched)
 
 
 class Classification:
@@ -315,9 +321,9 @@ class Classification:
         """New parameters and model state."""
         return self.model.init(key)
 
-    def build(self, name: str, recipe: recipes.Recipe, steps: int) -> methods.Method:
+    def build(self, name: str, recipe: Any, steps: int) -> methods.Method:
         """A method or the training of a baseline."""
-        make = (recipes.METHODS | recipes.BASELINES)[name]
+        make = METHODS[name].build if name in METHODS else recipes.retrain
         return make(recipe, self.losses, steps)
 
     def forget_batches(self, batch_size: int, seed: int = 0) -> list[Any]:
@@ -326,7 +332,7 @@ class Classification:
         return loop.in_order(self.feed, self.split.forget, batch_size)
 
     def stages(
-        self, original: Any, recipe: recipes.Recipe, seed: int
+        self, original: Any, recipe: cufg.Recipe, seed: int
     ) -> tuple[np.ndarray, ...]:
         """The forget set in parts, from easy to hard for the original model."""
         forget = self.split.forget

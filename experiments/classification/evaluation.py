@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.classification.recipes import Difficulty, Losses
+from experiments.classification.methods.cufg import Difficulty
+from experiments.classification.optimisation import Losses
 from experiments.data import Dataset, Split
 from experiments.data.augment import crop_and_flip, normalise
 from experiments.engine.loop import DivergedError

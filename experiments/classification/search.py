@@ -13,9 +13,8 @@ seeds. Run again, a finished method is not searched anew.
 import dataclasses
 import json
 import pathlib
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -24,9 +23,11 @@ import optuna
 from experiments import data
 from experiments.classification import __main__ as classification
 from experiments.classification import evaluation, recipes
+from experiments.classification.methods import METHODS
 from experiments.engine import cli, loop, study
 from experiments.engine.bench import BASELINES, Bench, inputs
 from experiments.engine.progress import Display
+from experiments.engine.recipes import changed, resolve
 from experiments.engine.store import Store
 from experiments.files import to_json, write_atomically
 
@@ -40,7 +41,15 @@ FrozenTrial = optuna.trial.FrozenTrial
 
 @dataclasses.dataclass(frozen=True)
 class Config(classification.Config):
-    """Search recipes against a validation Retrain."""
+    """Search recipes against a validation Retrain.
+
+    Examples:
+      python -m experiments.tune --trials 24 --seeds 4 --final-seeds 10 --finalists 6
+      python -m experiments.tune --dataset npz:own.npz --recipes own.json
+      python -m experiments.tune --methods salun --salun.batch-size 128
+    """
+
+    HEADING: ClassVar[str] = "search"
 
     seeds: int = 3
     """Number of validation seeds; each redoes training as well."""
@@ -61,68 +70,6 @@ class Config(classification.Config):
         return f"tune-{super().task}"
 
 
-def _optimisation(trial: Trial, epochs: int, low: float, high: float) -> dict[str, Any]:
-    return {
-        "learning_rate": trial.suggest_float("learning_rate", low, high, log=True),
-        "epochs": trial.suggest_int("epochs", 1, epochs),
-        "cosine": trial.suggest_categorical("cosine", [False, True]),
-    }
-
-
-def _relabelling(trial: Trial, epochs: int) -> dict[str, Any]:
-    return _optimisation(trial, epochs, 1e-4, 0.1) | {
-        "joint": trial.suggest_categorical("joint", [False, True]),
-        "exclude_true": trial.suggest_categorical("exclude_true", [False, True]),
-    }
-
-
-def _masked(trial: Trial, epochs: int) -> dict[str, Any]:
-    return _relabelling(trial, epochs) | {
-        "density": trial.suggest_float("density", 0.05, 0.95)
-    }
-
-
-def _cores(trial: Trial, epochs: int) -> dict[str, Any]:
-    # Without retain data, wrong labels ruin a model within an epoch of tiny steps.
-    return _optimisation(trial, epochs, 1e-6, 0.3) | {
-        "energy": trial.suggest_float("energy", 0.5, 0.99),
-        "orthogonal": trial.suggest_categorical("orthogonal", [False, True]),
-    }
-
-
-def _correcting(trial: Trial, epochs: int) -> dict[str, Any]:
-    return _optimisation(trial, epochs, 1e-4, 0.1) | {
-        "threshold": trial.suggest_float("threshold", -1.0, 0.45),
-        "forget_weight": trial.suggest_float("forget_weight", 0.01, 2.0, log=True),
-        "forget_decay": trial.suggest_float("forget_decay", 0.5, 1.0),
-    }
-
-
-def _staged(trial: Trial, epochs: int) -> dict[str, Any]:
-    scores = list(evaluation.DIFFICULTIES)
-    return _correcting(trial, -(-epochs // 3)) | {
-        "stages": trial.suggest_int("stages", 2, 5),
-        "difficulty": trial.suggest_categorical("difficulty", scores),
-    }
-
-
-SPACES: Mapping[str, Callable[[Trial, int], dict[str, Any]]] = {
-    "finetune": lambda trial, epochs: _optimisation(trial, epochs, 1e-3, 0.3),
-    "gradient_ascent": lambda trial, epochs: _optimisation(trial, epochs, 1e-5, 0.05),
-    "random_label": _relabelling,
-    "neggrad_plus": lambda trial, epochs: (
-        _optimisation(trial, epochs, 1e-4, 0.1)
-        | {"retain_share": trial.suggest_float("retain_share", 0.5, 0.999)}
-    ),
-    "salun": _masked,
-    "salun_soft": _masked,
-    "semu": _cores,
-    "semu_retain": _cores,
-    "ufg": _correcting,
-    "cufg": _staged,
-}
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     return cli.main(Config, search, "experiments.tune", arguments)
@@ -130,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def search(config: Config) -> None:
     """Searches what has no recipe of this many trials yet."""
-    chosen = cli.choose(config.methods, recipes.METHODS)
+    chosen = cli.chosen(config)
     if config.trials < 1:
         raise cli.ConfigError(f"--trials {config.trials}: give at least 1.")
     if config.checkpoint is not None or config.trainings:
@@ -154,11 +101,16 @@ def search(config: Config) -> None:
     )
     split = classification.make_split(config, dataset)
     task = classification.Classification(config, dataset, split)
-    numbers = classification.resolve_recipes(dataclasses.replace(config, recipes=None))
+    training = recipes.TRAINING.get(config.dataset, recipes.DEFAULT_TRAINING)
+    defaults = {name: method.Recipe() for name, method in METHODS.items()}
+    numbers = resolve(config.changes, training, defaults)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     seeds = list(range(FIRST_SEED, FIRST_SEED + config.seeds + config.final_seeds))
     extendable = {*cli.EXTENDABLE, "trials", "finalists", "final_seeds"} - {"seeds"}
-    settings = cli.plain(config) | {"input": inputs(task)}
+    settings = cli.plain(config) | {
+        "input": inputs(task),
+        "recipes": {name: dataclasses.asdict(r) for name, r in numbers.items()},
+    }
     with Store(config.folder, settings, tuple(extendable)) as store:
         bench = Bench(task, numbers, store, config)
         benches = {seed: bench.with_task(task.for_seed(seed)) for seed in seeds}
@@ -198,10 +150,13 @@ def _objective(
     name: str, benches: Benches, seeds: Sequence[int], config: Config
 ) -> Callable[[Trial], float]:
     """Mean gap to the validation Retrain over the seeds."""
-    base = cli.override(recipes.Recipe(), config.recipe, "recipe")
+    base = METHODS[name].Recipe()
 
     def objective(trial: Trial) -> float:
-        recipe = dataclasses.replace(base, **SPACES[name](trial, config.max_epochs))
+        tried = METHODS[name].suggest(trial, config.max_epochs)
+        recipe = dataclasses.replace(base, **tried)
+        # A number that a flag gives is not searched.
+        recipe = changed(recipe, config.changes, name)
         trial.set_user_attr("recipe", dataclasses.asdict(recipe))
         return _mean_gap(name, benches, seeds, recipe)
 
@@ -223,7 +178,7 @@ def _decide(
     for trial in ranked:
         note = f"gap of trial {trial.number} on seeds {seeds[0]} to {seeds[-1]}"
         if note not in log.user_attrs:
-            recipe = recipes.Recipe(**trial.user_attrs["recipe"])
+            recipe = METHODS[name].Recipe(**trial.user_attrs["recipe"])
             log.set_user_attr(note, _mean_gap(name, benches, seeds, recipe))
         gaps.append(log.user_attrs[note])
     return ranked[int(np.argmin(gaps))], min(gaps)
@@ -234,9 +189,7 @@ def _finished(log: optuna.Study) -> list[FrozenTrial]:
     return log.get_trials(states=[optuna.trial.TrialState.COMPLETE])
 
 
-def _mean_gap(
-    name: str, benches: Benches, seeds: Sequence[int], recipe: recipes.Recipe
-) -> float:
+def _mean_gap(name: str, benches: Benches, seeds: Sequence[int], recipe: Any) -> float:
     """Mean gap of a recipe to the validation Retrain."""
     trying = benches[seeds[0]].with_recipe(name, recipe)
     gaps = []
@@ -258,6 +211,7 @@ def _gap(bench, name: str, seed: int, reference: dict[str, Any]) -> float:
             run.feed,
             batch_size=run.batch_size,
             seed=study.run_seed(name, seed),
+            traced=run.traced,
         )
         ours = bench.task.measure(*run.method.finish(state), seed)
         return evaluation.compare(ours.row, reference)["gap"]
@@ -283,9 +237,5 @@ def _keep(
     found = json.loads(path.read_text()) if path.exists() else {}
     recipe = trial.user_attrs["recipe"]
     found[name] = {"recipe": recipe, "validation_gap": gap, "trials": trials}
-    ordered = {method: found[method] for method in recipes.METHODS if method in found}
+    ordered = {method: found[method] for method in METHODS if method in found}
     write_atomically(path, (to_json(ordered) + "\n").encode())
-
-
-if __name__ == "__main__":
-    sys.exit(main())

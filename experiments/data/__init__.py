@@ -4,7 +4,8 @@ A data set is four arrays, a forget set is an index array into its training imag
 ``load`` reads ``digits``, ``fashion_mnist``, ``cifar10``, ``cifar100``, ``svhn`` or a
 person's own ``npz:PATH``. Index ``i`` means the same image on every machine: the
 ``i``-th of the data set's original files, whatever order the copy on disk has.
-Nothing downloads. Every fault of the input is a ``DataError``.
+Nothing downloads. Every fault of the input is a ``DataError``. ``dataset`` holds what
+``readers`` bring, ``splits`` divides it, ``augment`` prepares pixels for a network.
 """
 
 from experiments.data.dataset import DataError, Dataset, Pixels

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -18,11 +18,13 @@ import numpy as np
 
 from experiments import data
 from experiments.diffusion import generation, recipes
-from experiments.diffusion.recipes import METHODS, NOTES, RECIPES, TRAINING, Recipe
+from experiments.diffusion.methods import METHODS
+from experiments.diffusion.optimisation import Optimisation
 from experiments.diffusion.unet import unet_for
 from experiments.engine import bench, cli, loop, study
 from experiments.engine.bench import Measured, Page
 from experiments.engine.cache import Cache
+from experiments.engine.recipes import fields, resolve
 from experiments.engine.store import Store
 from experiments.models import from_nnx
 from experiments.reporting import figures, report, summary
@@ -88,13 +90,20 @@ path = "{path}"  # absolute
 params = ocp.StandardCheckpointer().restore(path)["params"]"""
 
 
-Overrides: Any = cli.overrides(Recipe)
-AS_CHOSEN = Overrides()
-
-
 @dataclasses.dataclass(frozen=True)
 class Config(cli.StudyConfig):
-    """Forget a class in a diffusion model, beside Retrain."""
+    """Forget a class in a diffusion model, beside Retrain.
+
+    Examples:
+      python -m experiments.diffusion
+      python -m experiments.diffusion --forget-class 3 --methods semu,esd --seeds 1
+      python -m experiments.diffusion --methods salun --salun.density 0.2
+      python -m experiments.diffusion --help-method salun
+    """
+
+    HEADING: ClassVar[str] = "diffusion"
+    METHODS: ClassVar = METHODS
+    TRAINING: ClassVar = Optimisation
 
     seeds: int = 3
     """Number of seeds, from 0."""
@@ -112,10 +121,6 @@ class Config(cli.StudyConfig):
     """Images drawn of each remaining class."""
     forgotten_samples: int = 130
     """Images drawn of the forgotten class."""
-    train: Overrides = AS_CHOSEN  # pyright: ignore[reportInvalidTypeForm]
-    """Recipe of the original model and of Retrain; None keeps the data set's own."""
-    recipe: Overrides = AS_CHOSEN  # pyright: ignore[reportInvalidTypeForm]
-    """Recipe of the methods; None keeps the chosen value of each."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -147,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def unlearn(config: Config) -> None:
     """Runs the study that a configuration describes, or what of it is missing."""
-    chosen = cli.choose(config.methods, METHODS)
+    chosen = cli.chosen(config)
     dataset = cli.load_data(config)
     if len(data.class_numbers(dataset, config.forget_class)) > 1:
         raise cli.ConfigError(
@@ -160,15 +165,16 @@ def unlearn(config: Config) -> None:
     bench.run_study("experiments.diffusion", config, task, numbers, chosen)
 
 
-def resolve_recipes(config: Config) -> dict[str, Recipe]:
+def resolve_recipes(config: Config) -> dict[str, Any]:
     """The numbers of every method, and of training under ``"training"``."""
-    training, changes = TRAINING.get(config.dataset, TRAINING["cifar10"]), config.recipe
-    if changes.energy is not None and changes.rank is None:
-        changes = dataclasses.replace(changes, rank=0)  # a rank would hide the energy
-    return {"training": cli.override(training, config.train, "train")} | {
-        name: cli.override(RECIPES.get(name, Recipe()), changes, "recipe")
-        for name in METHODS
-    }
+    training = recipes.TRAINING.get(config.dataset, recipes.TRAINING["cifar10"])
+    chosen = {name: method.Recipe() for name, method in METHODS.items()}
+    for name, recipe in chosen.items():
+        given = {*config.changes.get("recipe", {}), *config.changes.get(name, {})}
+        if "energy" in given & fields(recipe).keys():
+            # A rank of the recipe's own would hide the energy.
+            chosen[name] = dataclasses.replace(recipe, rank=0)
+    return resolve(config.changes, training, chosen)
 
 
 class Generation:
@@ -180,7 +186,7 @@ class Generation:
       split: the forgotten class and the others.
     """
 
-    columns, gap, notes = COLUMNS, "frechet_retrain", NOTES
+    columns, gap, notes = COLUMNS, "frechet_retrain", recipes.NOTES
 
     def __init__(self, config: Config, dataset: data.Dataset, split: data.Split):
         self.config, self.dataset, self.split = config, dataset, split
@@ -223,11 +229,7 @@ class Generation:
         )
 
         @functools.lru_cache(maxsize=16)  # equal functions share what they compile
-        def losses(
-            forget_weight: float = Recipe.forget_weight,
-            anchor: float = Recipe.anchor,
-            strength: float = Recipe.strength,
-        ):
+        def made(forget_weight: float, anchor: float, strength: float):
             return generation.losses(
                 self.model,
                 self.schedule,
@@ -239,7 +241,16 @@ class Generation:
                 strength=strength,
             )
 
-        self.losses = losses
+        self._made = made
+
+    def losses(
+        self, forget_weight: float = 1.0, anchor: float = 3.0, strength: float = 1.0
+    ) -> generation.Losses:
+        """The losses of the U-Net, see :func:`generation.losses`."""
+        weights = forget_weight, anchor, strength
+        if any(isinstance(weight, jax.core.Tracer) for weight in weights):
+            return self._made.__wrapped__(*weights)  # known to one program alone
+        return self._made(*weights)
 
     @functools.cached_property
     def classifier(self) -> generation.Classifier:
@@ -261,14 +272,10 @@ class Generation:
         """New parameters and (empty) model state."""
         return self.model.init(key)
 
-    def build(self, name: str, recipe: Recipe, steps: int) -> methods.Method:
+    def build(self, name: str, recipe: Any, steps: int) -> methods.Method:
         """A method or the training of a baseline."""
-        losses = self.losses(
-            forget_weight=recipe.forget_weight,
-            anchor=recipe.anchor,
-            strength=recipe.strength,
-        )
-        return recipes.build(name, recipe, losses, steps)
+        make = METHODS[name].build if name in METHODS else recipes.retrain
+        return make(recipe, self.losses, steps)
 
     def forget_batches(self, batch_size: int, seed: int = 0) -> list[Any]:
         """The forget set in order, several times with other noise."""

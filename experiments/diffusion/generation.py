@@ -7,7 +7,7 @@ images are apart (Fréchet distance).
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.classification import evaluation, recipes
+from experiments.classification.optimisation import Optimisation
 from experiments.data import Dataset
 from experiments.data.augment import normalise
 from experiments.engine import loop, study
@@ -86,7 +87,7 @@ class Classifier:
         return np.concatenate(classes), np.concatenate(features)
 
     def _train(
-        self, dataset: Dataset, examples: loop.Examples, recipe: recipes.Recipe
+        self, dataset: Dataset, examples: loop.Examples, recipe: Optimisation
     ) -> study.Result:
         everything = np.arange(len(dataset.train_labels))
         feed = loop.Feed(
@@ -208,6 +209,10 @@ class Losses(NamedTuple):
     relabelled: Any
     anchored: Any
     erase: Any
+
+
+MakeLosses = Callable[..., Losses]
+"""Losses for ``forget_weight``, ``anchor`` and ``strength``, each with a default."""
 
 
 def losses(

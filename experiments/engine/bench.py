@@ -18,7 +18,7 @@ import numpy as np
 import rich.console
 import rich.table
 
-from experiments.engine import cli, loop, study
+from experiments.engine import cli, loop, programs, study
 from experiments.engine.cache import Cache
 from experiments.engine.checkpoints import load_original
 from experiments.engine.progress import Display
@@ -209,6 +209,7 @@ class Bench:
         self.config, self.given, self._cache = config, given, Cache(config.cache)
         self._originals: dict[int, Any] = {}
         self._methods: dict[str, methods.Method] = {}
+        self._makes: dict[tuple[str, Any], Any] = {}
         self._programs: dict[str, str] = {}
 
     def run_all(self, names: Sequence[str], table: Any) -> None:
@@ -291,7 +292,8 @@ class Bench:
                 batches = self.task.forget_batches(batch_size, seed)
                 return method.init(original["params"], original["model_state"], batches)
 
-        return study.Run(name, seed, method, start, feed, batch_size)
+        traced = self._traced(name)
+        return study.Run(name, seed, method, start, feed, batch_size, traced)
 
     def _result(self, name: str, seed: int, display: Display) -> study.Result:
         """A finished training or unlearning, from the cache where it can be."""
@@ -362,6 +364,21 @@ class Bench:
             method = self.task.build(name, recipe, self._epoch_steps(name, use))
             self._methods[name] = methods.with_data(method, epochs=recipe.epochs)
         return self._methods[name]
+
+    def _traced(self, name: str) -> programs.Traced:
+        """The method as a function of its numbers; recipes of one kind share it."""
+        numbers, rest = programs.split(self._recipe(name))
+        key, task = ("training" if name in BASELINES else name, rest), self.task
+        if key not in self._makes:
+
+            def make(values):
+                values = dict(values)
+                steps = values.pop("steps")
+                return task.build(name, dataclasses.replace(rest, **values), steps)
+
+            self._makes[key] = make
+        steps = float(self._epoch_steps(name, self._method(name).data_use))
+        return programs.Traced(self._makes[key], numbers | {"steps": steps})
 
     def _feed(self, name: str, use: methods.DataUse) -> loop.Feed:
         """The examples of a method, for as many stages as it has."""

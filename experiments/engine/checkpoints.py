@@ -12,11 +12,13 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from experiments.errors import UserError
+
 _OVERHEAD = 8192
 """Bytes that Orbax writes about a leaf, roughly."""
 
 
-class StoreError(ValueError):
+class StoreError(UserError):
     """A folder that cannot be used; the message says what to do."""
 
 

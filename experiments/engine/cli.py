@@ -8,25 +8,20 @@ computed.
 import _thread
 import contextlib
 import dataclasses
-import io
-import itertools
 import logging
 import os
 import pathlib
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Annotated, Any, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, TypeVar
 
 import jax
-from typing_extensions import Doc
 
 from experiments import data
-from experiments.classification.recipes import RecipeError
-from experiments.data import DataError
-from experiments.engine.checkpoints import StoreError
-from experiments.models import ModelError
+from experiments.engine import flags, recipes
+from experiments.errors import UserError, printable
 
 EXTENDABLE = (
     *("methods", "seeds", "out", "cache", "keep_every", "memory"),
@@ -35,25 +30,17 @@ EXTENDABLE = (
 """Settings that say how much to do or where, not what: a folder may differ in them."""
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """A setting that cannot be; the message says what to do."""
-
-
-def overrides(recipe_class: type) -> Any:
-    """A recipe class whose fields are None where the recipe's own value stands."""
-    return dataclasses.make_dataclass(
-        f"{recipe_class.__name__}Overrides",
-        [
-            (f.name, Annotated[f.type | None, Doc(f.metadata["help"])], None)
-            for f in dataclasses.fields(recipe_class)
-        ],
-        frozen=True,
-    )
 
 
 @dataclasses.dataclass(frozen=True)
 class StudyConfig:
     """Settings that every experiment has."""
+
+    HEADING: ClassVar[str] = "study"
+    METHODS: ClassVar[Mapping[str, recipes.MethodFile]] = {}
+    TRAINING: ClassVar[type[Any]] = object
 
     dataset: str = "digits"
     """Data: digits, fashion_mnist, cifar10, cifar100, svhn, or npz:PATH."""
@@ -75,20 +62,24 @@ class StudyConfig:
     """Folder where trained originals and Retrains are kept for other studies."""
     keep_every: float = 60.0
     """Seconds between two checkpoints of a run in progress."""
+    changes: recipes.Changes = dataclasses.field(default_factory=dict)
+    """What takes the place of recipes' numbers, by group: the flags with a dot."""
 
     def __post_init__(self):
-        if not _COUNT[0](self.seeds):
-            raise ConfigError(f"--seeds {self.seeds}: give {_COUNT[1]}.")
+        for name, limit in (
+            ("seeds", recipes.COUNT),
+            ("keep_every", recipes.NOT_NEGATIVE),
+            ("memory", recipes.NOT_NEGATIVE),
+        ):
+            value = getattr(self, name)
+            if not limit.holds(value):
+                flag = name.replace("_", "-")
+                raise ConfigError(f"--{flag} {value}: give {limit.wanted}.")
         if not 0 <= self.trainings <= self.seeds:
             raise ConfigError(
                 f"--trainings {self.trainings}: give one for each of the {self.seeds} "
                 "seeds, fewer, or 0."
             )
-        for name in ("keep_every", "memory"):
-            value = getattr(self, name)
-            if not _NOT_NEGATIVE[0](value):
-                flag = name.replace("_", "-")
-                raise ConfigError(f"--{flag} {value}: give {_NOT_NEGATIVE[1]}.")
         if self.out is not None and not str(self.out).isprintable():
             raise ConfigError(
                 f"--out {str(self.out)!r} holds characters that do not print. Give "
@@ -120,7 +111,6 @@ class StudyConfig:
 
 
 C = TypeVar("C", bound=StudyConfig)
-R = TypeVar("R", bound=Any)
 
 
 def main(
@@ -132,7 +122,8 @@ def main(
     """Parses the flags, runs the script, and turns what can go wrong into an exit code.
 
     Args:
-      config_class: a dataclass; its fields are the flags, its docstring the help.
+      config_class: a dataclass; its fields are the flags, its docstring the help, its
+        ``TRAINING`` and ``METHODS`` the recipes whose numbers are flags, too.
       script: does the work.
       prog: the command as a person types it.
       arguments: of the command line; ``sys.argv[1:]`` by default.
@@ -157,8 +148,8 @@ def _main(
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         with _interruptions(), _flushed():
-            script(parse(config_class, prog, arguments))
-    except (ConfigError, DataError, ModelError, RecipeError, StoreError) as error:
+            script(flags.parse(config_class, prog, arguments))
+    except UserError as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -241,22 +232,32 @@ def _interruptions() -> Iterator[None]:
         sys.unraisablehook = previous
 
 
-def parse(config_class: type[C], prog: str, arguments: Sequence[str]) -> C:
-    """The configuration that the flags describe.
+def chosen(config: StudyConfig) -> list[str]:
+    """The methods to run, in the order of the table.
 
     Raises:
-      ConfigError: a flag or a value is wrong.
+      ConfigError: one is unknown, there is none, or none of them reads a number that
+        was given.
     """
-    import tyro  # not on every machine that runs experiments from Python
-
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            return tyro.cli(config_class, args=arguments, prog=prog)
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-        raise ConfigError(_first_words(said.getvalue())) from None
+    names = choose(config.methods, config.METHODS)
+    read = {
+        name: recipes.fields(config.METHODS[name].Recipe) for name in config.METHODS
+    }
+    for group, numbers in config.changes.items():
+        for number, value in numbers.items():
+            given = f"{recipes.flag(group, number)} {value}"
+            if group in config.METHODS and group not in names:
+                raise ConfigError(
+                    f"{given}: {group} is not among --methods {config.methods}. Add "
+                    "it, or leave the flag out."
+                )
+            if group == "recipe" and not any(number in read[name] for name in names):
+                readers = [name for name in read if number in read[name]]
+                raise ConfigError(
+                    f"{given}: none of --methods {config.methods} reads it. Leave it "
+                    f"out, or add one of {', '.join(readers)}."
+                )
+    return names
 
 
 def choose(names: str, known: Iterable[str]) -> list[str]:
@@ -274,7 +275,7 @@ def choose(names: str, known: Iterable[str]) -> list[str]:
     wanted = [name.strip() for name in names.split(",") if name.strip()]
     unknown = [name for name in wanted if name not in known]
     if unknown or not wanted:
-        what = _printable(", ".join(unknown)) or "in it"
+        what = printable(", ".join(unknown)) or "in it"
         raise ConfigError(
             f"--methods {names!r}: there is no method {what}. Choose from "
             f"{', '.join(known)}, or all."
@@ -290,64 +291,8 @@ def load_data(config: StudyConfig) -> data.Dataset:
     return dataclasses.replace(dataset, augment=config.augment)
 
 
-def override(recipe: R, changes: Any, group: str) -> R:
-    """The recipe with what the command line gives.
-
-    Raises:
-      ConfigError: a number is out of its range.
-    """
-    given = {k: v for k, v in dataclasses.asdict(changes).items() if v is not None}
-    recipe = dataclasses.replace(recipe, **given)
-    for name, (holds, wanted) in _RANGES.items():
-        value = getattr(recipe, name, None)
-        if value is not None and not holds(value):
-            flag = name.replace("_", "-")
-            raise ConfigError(f"--{group}.{flag} {value}: give {wanted}.")
-    return recipe
-
-
-_POSITIVE = (lambda x: 0 < x < float("inf"), "a positive number")
-_COUNT = (lambda x: 1 <= x <= 10**6, "a number from 1 to a million")
-_FINITE = (lambda x: abs(x) < float("inf"), "a finite number")
-_SHARE = (lambda x: 0 <= x <= 1, "a share between 0 and 1")
-_NOT_NEGATIVE = (lambda x: 0 <= x < float("inf"), "a number of at least 0")
-_RANGES = {
-    "learning_rate": _POSITIVE,
-    "epochs": _COUNT,
-    "batch_size": _COUNT,
-    "momentum": _SHARE,
-    "weight_decay": _NOT_NEGATIVE,
-    "density": _SHARE,
-    "retain_share": _SHARE,
-    "energy": (lambda x: 0 < x <= 1, "a share above 0, up to 1"),
-    "rank": _NOT_NEGATIVE,
-    "threshold": _FINITE,
-    "threshold_fall": _FINITE,
-    "forget_weight": _NOT_NEGATIVE,
-    "forget_decay": _FINITE,
-    "strength": _FINITE,
-    "correction": _FINITE,
-    "stages": _COUNT,
-}
-
-
 def plain(config: StudyConfig) -> dict[str, Any]:
-    """The configuration as plain values, without overrides that are not given."""
+    """The configuration as plain values, without what the recipes hold already."""
     values = dataclasses.asdict(config)
-    for group in {"train", "recipe"} & values.keys():
-        values[group] = {k: v for k, v in values[group].items() if v is not None}
+    del values["changes"]
     return values
-
-
-def _first_words(box: str) -> str:
-    """What the parser says, out of its frame and on one line."""
-    lines = [line.strip("│╭╮╰╯─| ") for line in box.splitlines()[1:]]
-    # Where the locale has no other characters, the frame is of these.
-    inside = itertools.dropwhile(lambda line: not line.strip("-+"), lines)
-    words = itertools.takewhile(lambda line: line.strip("-+"), inside)
-    return f"{_printable(' '.join(words))} See --help."
-
-
-def _printable(text: str) -> str:
-    """The text with a question mark for what would not print."""
-    return "".join(char if char.isprintable() else "?" for char in text)

@@ -3,8 +3,9 @@
 The loop follows a method's ``data_use`` and knows no method by name. What an epoch
 reads is a :class:`Plan` of indices and weights, drawn on the host from the run's seed
 and the epoch's number alone, so that a run that was cut off goes on as if it had not
-been. An epoch is one compiled scan over examples that lie on the device, or a Python
-loop over steps, which gathers batches on the host where the examples lie there.
+been. An epoch is one compiled loop over examples that lie on the device, whose number
+of steps is a value, or a Python loop over steps, which gathers batches on the host
+where the examples lie there.
 
 Weights average to one over a batch's examples, with 0 for padding, and a loss is the
 mean of weight × loss: sums over pieces and over devices then come out right.
@@ -19,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.engine import programs
 from mujax import methods
 
 Examples = Mapping[str, Any]
@@ -74,6 +76,7 @@ def run(
     seed: tuple[int, ...],
     start_epoch: int = 0,
     on_epoch: Callable[[int, methods.State, float], None] = lambda *_: None,
+    traced: programs.Traced | None = None,
 ) -> methods.State:
     """Runs a method's epochs, stage by stage.
 
@@ -86,6 +89,8 @@ def run(
       seed: any numbers that tell this run from others.
       start_epoch: number of epochs already done.
       on_epoch: called as ``(epochs done, state, mean loss)`` after each epoch.
+      traced: the same method as a function of its numbers, so that others share its
+        programs.
 
     Returns:
       The state after the last epoch.
@@ -95,8 +100,10 @@ def run(
     """
     use = method.data_use
     key = jax.random.key(np.random.SeedSequence(seed).generate_state(1)[0])
+    traced = programs.Traced(_constant(method), {}) if traced is None else traced
     scan = feed.scan and _on_device(feed)
-    epoch_fn = _scanned(method) if scan else _stepwise(method)
+    epoch_fn = _looped(traced.make) if scan else _stepwise(traced.make)
+    epoch_fn = functools.partial(epoch_fn, method.data_use, dict(traced.numbers))
     for epoch in range(start_epoch, num_epochs(use)):
         rng = np.random.default_rng((*seed, epoch))
         forget = feed.forget[epoch // use.epochs]
@@ -175,8 +182,10 @@ def in_order(feed: Feed, indices: np.ndarray, batch_size: int) -> list[dict[str,
 
 def clear_cache() -> None:
     """Forgets the compiled epochs of all methods."""
-    _scanned.cache_clear()
+    _looped.cache_clear()
     _stepwise.cache_clear()
+    _constant.cache_clear()
+    programs.clear()
 
 
 def _on_device(feed: Feed) -> bool:
@@ -185,72 +194,98 @@ def _on_device(feed: Feed) -> bool:
 
 
 @functools.lru_cache(maxsize=128)
-def _scanned(method: methods.Method) -> Callable:
-    """An epoch as one compiled scan; compiled once for a method."""
-    whole = method.data_use.companion == "whole"
+def _constant(method: methods.Method) -> Callable[[Any], methods.Method]:
+    """A method that is made of no numbers."""
+    return lambda numbers: method
 
-    @functools.partial(jax.jit, donate_argnums=0)
-    def scan(state, examples, labels, plan, key):
+
+@functools.lru_cache(maxsize=128)
+def _looped(make: Callable[[Any], methods.Method]) -> Callable:
+    """An epoch as one compiled loop, whose number of steps is a value."""
+
+    def loop(state, numbers, examples, labels, plan, beside, key, count):
+        method = make(numbers)
         feed = Feed(examples, 0, (), np.empty(0))
-        companion = (plan.companion_indices, plan.companion_weights)
-        beside = take(feed, labels, *companion) if whole else None
+        if beside is not None:
+            beside = take(feed, labels, *beside)
 
-        def body(state, step):
-            i, indices, weights, drawn = step
-            batch = take(feed, labels, indices, weights)
-            forget_batch = beside if drawn is None else take(feed, labels, *drawn)
+        def body(i, carry):
+            state, total = carry
+            batch = take(feed, labels, plan.indices[i], plan.weights[i])
+            forget_batch = beside
+            if plan.companion_indices is not None:
+                drawn = plan.companion_indices[i], plan.companion_weights[i]
+                forget_batch = take(feed, labels, *drawn)
             state, info = method.step(
                 state,
                 batch,
                 forget_batch=forget_batch,
                 key=jax.random.fold_in(key, i),
             )
-            return state, info.loss
+            return state, total + info.loss
 
-        drawn = None if whole or companion[0] is None else companion
-        counter = jnp.arange(len(plan.indices))
-        steps = (counter, plan.indices, plan.weights, drawn)
-        return jax.lax.scan(body, state, steps)
+        return jax.lax.fori_loop(0, count, body, (state, jnp.float32(0)))
 
-    def epoch(state, feed, labels, plan, key):
-        examples = dict(feed.examples)
-        state, losses = scan(state, examples, jnp.asarray(labels), plan, key)
-        return state, float(jnp.mean(losses))
+    run = programs.compiled(loop, donate=0)
+
+    def epoch(use, numbers, state, feed, labels, plan, key):
+        count, beside = len(plan.indices), None
+        if use.companion == "whole":
+            beside = plan.companion_indices, plan.companion_weights
+            plan = plan._replace(companion_indices=None, companion_weights=None)
+        # Padded to a power of two: epochs of other lengths are the same program.
+        plan = jax.tree.map(lambda x: _lengthened(x, count), plan)
+        examples, labels = dict(feed.examples), jnp.asarray(labels)
+        state, total = run(
+            state, numbers, examples, labels, plan, beside, key, np.int32(count)
+        )
+        return state, float(total) / count
 
     return epoch
 
 
 @functools.lru_cache(maxsize=128)
-def _stepwise(method: methods.Method) -> Callable:
+def _stepwise(make: Callable[[Any], methods.Method]) -> Callable:
     """An epoch as a Python loop over batches."""
-    step = jax.jit(method.step, donate_argnums=0)
 
-    def epoch(state, feed, labels, plan, key):
+    def one(state, numbers, batch, beside, key):
+        method = make(numbers)
+        return method.step(state, batch, forget_batch=beside, key=key)
+
+    step = programs.compiled(one, donate=0)
+
+    def epoch(use, numbers, state, feed, labels, plan, key):
         labels = np.asarray(labels)
         losses = []
         beside = None
-        if method.data_use.companion == "whole":
+        if use.companion == "whole":
             beside = jax.device_put(
                 take(feed, labels, plan.companion_indices, plan.companion_weights)
             )
         for i, (indices, weights) in enumerate(
             zip(plan.indices, plan.weights, strict=True)
         ):
-            if method.data_use.companion == "sampled":
+            if use.companion == "sampled":
                 assert plan.companion_indices is not None
                 assert plan.companion_weights is not None
                 drawn = plan.companion_indices[i], plan.companion_weights[i]
                 beside = take(feed, labels, *drawn)
+            batch = take(feed, labels, indices, weights)
             state, info = step(
-                state,
-                take(feed, labels, indices, weights),
-                forget_batch=beside,
-                key=jax.random.fold_in(key, i),
+                state, numbers, batch, beside, jax.random.fold_in(key, i)
             )
             losses.append(info.loss)
         return state, float(jnp.mean(jnp.stack(losses)))
 
     return epoch
+
+
+def _lengthened(steps: np.ndarray, count: int) -> np.ndarray:
+    """Zeros behind the steps, up to the next power of two."""
+    length = 1 << (count - 1).bit_length()
+    return np.concatenate(
+        [steps, np.zeros((length - count, *steps.shape[1:]), steps.dtype)]
+    )
 
 
 def _batches(order: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.engine import loop
+from experiments.engine import loop, programs
 from experiments.engine.progress import Display
 from experiments.engine.stopwatch import Stopwatch
 from experiments.engine.store import Store
@@ -30,6 +30,7 @@ class Run:
     Attributes:
       name: of the method, as in the rows.
       seed: of the study.
+      traced: the method as a function of its numbers.
       drawn_from: seed of its randomness, where one training serves several seeds.
       method: what to run.
       start: makes the state to begin with; its time counts as the method's.
@@ -43,6 +44,7 @@ class Run:
     start: Callable[[], methods.State]
     feed: loop.Feed
     batch_size: int
+    traced: programs.Traced | None = None
     drawn_from: int | None = None
 
     @property
@@ -132,6 +134,7 @@ def execute(
         seed=run_seed(run.name, run.seed if run.drawn_from is None else run.drawn_from),
         start_epoch=epoch,
         on_epoch=on_epoch,
+        traced=run.traced,
     )
     seconds = watch.stop()
     params, model_state = run.method.finish(state)

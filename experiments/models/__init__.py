@@ -1,5 +1,8 @@
 """Classification models by name, and anyone's own by ``module:factory``.
 
+``border`` splits a flax module, once, into a pair of pure functions on trees;
+``convolution`` makes convolutions fast on CPUs; every other file is a network.
+
 >>> import jax
 >>> model = build("small_cnn", num_classes=10, input_shape=(8, 8, 1))
 >>> params, model_state = model.init(jax.random.key(0))

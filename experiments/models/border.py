@@ -16,10 +16,12 @@ import jax
 import jax.numpy as jnp
 from flax import errors, linen, nnx, traverse_util
 
+from experiments.errors import UserError
+
 Tree = dict[str, Any]
 
 
-class ModelError(ValueError):
+class ModelError(UserError):
     """A model that cannot be built or applied; the message says what to do."""
 
 

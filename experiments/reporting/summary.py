@@ -28,8 +28,8 @@ class Column:
     unit: str
     decimals: int
     reference: bool = True
-    error: str = ""
     description: str = ""
+    error: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

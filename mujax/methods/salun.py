@@ -12,9 +12,12 @@ gradients at first, so that weight decay shrank frozen weights.
 import functools
 from collections.abc import Callable
 
+import jax
+import jax.numpy as jnp
 import optax
 
 from mujax import labels, saliency, transforms
+from mujax._trees import is_traced
 from mujax.methods import base
 
 
@@ -116,8 +119,8 @@ def salun_soft(
     loss_fn: base.LossFn,
     optimizer: optax.GradientTransformation,
     *,
-    total_steps: int,
-    fraction: float = 0.5,
+    total_steps: jax.typing.ArrayLike,
+    fraction: jax.typing.ArrayLike = 0.5,
     exclude_true: bool = True,
     joint: bool = False,
     axis_name: str | None = None,
@@ -154,9 +157,12 @@ def salun_soft(
     Reference:
       `Fan et al. (2024) <https://arxiv.org/abs/2310.12508>`_, SalUn-soft.
     """
-    if total_steps < 1:
+    if not is_traced(total_steps) and total_steps < 1:
         raise ValueError(f"Got total_steps={total_steps}, wanted at least 1.")
-    share = optax.linear_schedule(fraction, 0.0, total_steps)
+
+    def share(count):
+        return fraction * (1 - jnp.minimum(count, total_steps) / total_steps)
+
     return base.descend(
         loss_fn,
         optax.chain(optimizer, transforms.soft_threshold_updates(share)),

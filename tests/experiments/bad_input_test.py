@@ -23,8 +23,10 @@ from hypothesis import strategies as st
 import experiments
 from experiments import data
 from experiments.classification import __main__ as classification
-from experiments.classification import recipes
+from experiments.classification.methods import METHODS
+from experiments.classification.optimisation import Optimisation
 from experiments.engine import bench, cli, store
+from experiments.engine.recipes import fields, flag
 from experiments.models import build
 from experiments.reporting import summary, tables
 
@@ -32,7 +34,18 @@ FLAGS = (
     *("dataset", "methods", "seeds", "out", "keep-every", "scenario", "model"),
     *("forget-fraction", "forget-seed", "forget-class", "forget-indices"),
 )
-RECIPE_FLAGS = tuple(name.replace("_", "-") for name in recipes.Recipe.__annotations__)
+RECIPES = {"train": Optimisation} | {name: m.Recipe for name, m in METHODS.items()}
+RECIPE_FLAGS = (
+    *(
+        flag(group, name)
+        for group, recipe in RECIPES.items()
+        for name in fields(recipe)
+    ),
+    *sorted(
+        {flag("recipe", name) for m in METHODS.values() for name in fields(m.Recipe)}
+    ),
+    *("--recipe.no-such", "--salun.energy", "--train.density", "--magic.epochs"),
+)
 NUMBERS = (
     *("0", "1", "-1", "2", "3", "0.1", "1.5", "1e-9", "1e400", "-0.0", "nan", "-inf"),
     *("9" * 30, "9" * 5000, "1_0", "0x10", "1,5", "٣", "", " ", "None", "True"),
@@ -114,21 +127,17 @@ class CommandLineTest(parameterized.TestCase):
     @settings(max_examples=40, deadline=None)
     @given(
         st.dictionaries(
-            st.tuples(
-                st.sampled_from(("train", "recipe")), st.sampled_from(RECIPE_FLAGS)
-            ),
+            st.sampled_from(RECIPE_FLAGS),
             st.sampled_from(NUMBERS) | st.floats().map(str) | st.integers().map(str),
             min_size=1,
             max_size=3,
         )
     )
-    @example({("recipe", "stages"): "145"})
-    @example({("recipe", "forget-decay"): "nan"})
-    @example({("train", "batch-size"): "9" * 30})
+    @example({"--recipe.stages": "145"})
+    @example({"--recipe.forget-decay": "nan"})
+    @example({"--train.batch-size": "9" * 30})
     def test_any_recipe(self, numbers):
-        flags = [
-            f"--{group}.{name}={value}" for (group, name), value in numbers.items()
-        ]
+        flags = [f"{name}={value}" for name, value in numbers.items()]
         self.run_job([*flags, "--out", tempfile.mkdtemp(dir=self.folder)])
 
     @parameterized.parameters(
@@ -146,6 +155,16 @@ class CommandLineTest(parameterized.TestCase):
         ("--recipe.batch-size 0", "--recipe.batch-size 0"),
         ("--train.epochs 99999999999", "--train.epochs 99999999999"),
         ("--train.learning-rate inf", "--train.learning-rate inf"),
+        ("--train.density 0.5", "--train.density"),
+        ("--salun.density 2", "--salun.density 2.*share between 0 and 1"),
+        ("--salun.energy 0.5", "--salun.energy.*--help-method"),
+        (
+            "--methods ufg --recipe.density 0.5",
+            "none of.* ufg reads.*salun, salun_soft",
+        ),
+        ("--methods ufg --salun.density 0.5", "salun is not among --methods ufg"),
+        ("--methods ufg --gradient-ascent.epochs 2", "gradient-ascent.epochs 2: grad"),
+        ("--help-method magic", "no such method.*salun"),
         ("--scenario class --forget-class ten", "no class 'ten'"),
         ("--scenario indices --forget-indices none.txt", "no file"),
         ("--dataset npz:none.npz", "no file or folder"),
@@ -252,11 +271,11 @@ class ParserTest(parameterized.TestCase):
     @given(st.text(max_size=20))
     def test_any_list_of_methods(self, text):
         try:
-            chosen = cli.choose(text, recipes.METHODS)
+            chosen = cli.choose(text, METHODS)
         except cli.ConfigError:
             return
         self.assertNotEmpty(chosen)
-        self.assertContainsSubset(chosen, recipes.METHODS)
+        self.assertContainsSubset(chosen, METHODS)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from typing import get_args
 from unittest import mock
 
 import chex
@@ -22,7 +23,8 @@ from absl.testing import absltest, parameterized
 
 from experiments import data
 from experiments.classification import __main__ as classification
-from experiments.classification import recipes
+from experiments.classification import evaluation, recipes
+from experiments.classification.methods import METHODS, cufg
 from experiments.engine import study
 from experiments.models import build
 from tests import command_line
@@ -271,7 +273,7 @@ class MainJobTest(parameterized.TestCase):
     def test_forgets_the_indices_in_a_file(self):
         path = self.folder / "forget.txt"
         path.write_text("5\n17\n1400\n")
-        config = classification.Config(scenario="indices", forget_indices=path)
+        config = classification.Config(scenario="indices", forget_indices=str(path))
         split = classification.make_split(config, data.load("digits"))
         np.testing.assert_array_equal(split.forget, [5, 17, 1400])
         self.assertLen(split.retain, 1434)
@@ -346,7 +348,7 @@ class MainJobTest(parameterized.TestCase):
         os.close(reader)
         # Short enough to wait in the buffer until the script is over.
         script = (
-            "import sys; from experiments import cli; "
+            "import sys; from experiments.engine import cli; "
             "sys.exit(cli.main(cli.StudyConfig, lambda _: print(1), 'prog', []))"
         )
         command = [sys.executable, "-c", script]
@@ -365,24 +367,38 @@ class MainJobTest(parameterized.TestCase):
 
 
 class ConfigTest(parameterized.TestCase):
-    def test_every_method_has_a_note(self):
-        self.assertLessEqual(set(recipes.METHODS), set(recipes.NOTES))
+    def test_numbers_reach_the_methods_that_read_them(self):
+        changes = {
+            "train": {"epochs": 3},
+            "recipe": {"density": 0.25, "epochs": 2},
+            "salun": {"density": 0.125},
+        }
+        found = classification.resolve_recipes(classification.Config(changes=changes))
+        searched = classification.resolve_recipes(classification.Config())
+        self.assertEqual(found["training"].epochs, 3)
+        self.assertEqual({found[name].epochs for name in METHODS}, {2})
+        self.assertEqual(
+            {n: r.density for n, r in found.items() if hasattr(r, "density")},
+            {"salun": 0.125, "salun_soft": 0.25},
+        )
+        for name, recipe in searched.items():
+            self.assertEqual(found[name].learning_rate, recipe.learning_rate)
 
-    def test_overrides_reach_every_method(self):
-        config = classification.Config(recipe=classification.Overrides(density=0.25))
-        for name, recipe in classification.resolve_recipes(config).items():
-            self.assertEqual(recipe.density, 0.5 if name == "training" else 0.25)
+    def test_every_score_of_difficulty_can_be_chosen(self):
+        scores = get_args(cufg.Difficulty)
+        self.assertCountEqual(scores, evaluation.DIFFICULTIES)
 
     def test_searched_recipes_belong_to_one_model(self):
         found = classification.resolve_recipes(classification.Config())
-        self.assertNotEqual(found["salun"], recipes.Recipe())
+        default = METHODS["salun"].Recipe()
+        self.assertNotEqual(found["salun"], default)
         for config in (
             classification.Config(model="resnet20"),
             classification.Config(width=8),
             classification.Config(forget_fraction=0.2),
         ):
             other = classification.resolve_recipes(config)
-            self.assertEqual(other["salun"], recipes.Recipe())
+            self.assertEqual(other["salun"], default)
 
     def test_every_file_of_recipes_serves_a_configuration(self):
         c = classification.Config
@@ -404,7 +420,8 @@ class ConfigTest(parameterized.TestCase):
             entries = json.loads(files[name].read_text())
             self.assertLessEqual(entries.keys(), found.keys())
             for method, entry in entries.items():
-                self.assertEqual(found[method], recipes.Recipe(**entry["recipe"]))
+                own = dataclasses.asdict(found[method])
+                self.assertEqual(own, {k: entry["recipe"][k] for k in own})
 
 
 if __name__ == "__main__":

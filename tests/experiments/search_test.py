@@ -4,12 +4,15 @@ import functools
 import json
 import pathlib
 import tempfile
+from unittest import mock
 
 import optuna
 import pytest
 from absl.testing import absltest, parameterized
 
-from experiments.classification import evaluation, recipes, search
+from experiments.classification import recipes, search
+from experiments.classification.methods import METHODS
+from experiments.engine.recipes import changed
 from tests import command_line
 from tests.experiments.classification_test import tiny_npz
 
@@ -17,19 +20,27 @@ run = functools.partial(command_line.run, search.main)
 
 
 class SpaceTest(parameterized.TestCase):
-    @parameterized.parameters(*search.SPACES)
+    @parameterized.parameters(*METHODS)
     def test_what_a_space_draws_is_a_recipe_within_the_epochs(self, name):
         study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-        drawn = [search.SPACES[name](study.ask(), 6) for _ in range(40)]
+        drawn = [METHODS[name].suggest(study.ask(), 6) for _ in range(40)]
+        default = METHODS[name].Recipe()
         for numbers in drawn:
-            recipe = recipes.Recipe(**numbers)
+            recipe = changed(default, {name: numbers}, name)  # refuses what cannot be
             self.assertBetween(recipe.epochs, 1, 2 if name == "cufg" else 6)
-            self.assertIn(recipe.difficulty, evaluation.DIFFICULTIES)
         for field in drawn[0]:  # nothing is searched that cannot differ
             self.assertGreater(len({numbers[field] for numbers in drawn}), 1, field)
 
-    def test_every_method_is_searched(self):
-        self.assertEqual(search.SPACES.keys(), recipes.METHODS.keys())
+    def test_a_number_that_a_flag_gives_is_not_searched(self):
+        benches = mock.Mock()
+        config = search.Config(changes={"recipe": {"epochs": 7, "density": 0.125}})
+        objective = search._objective("salun", benches, [0], config)
+        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+        with mock.patch.object(search, "_mean_gap", return_value=0.0) as gap:
+            objective(study.ask())
+        recipe = gap.call_args.args[-1]
+        self.assertEqual((recipe.epochs, recipe.density), (7, 0.125))
+        self.assertNotEqual(recipe.learning_rate, METHODS["salun"].Recipe.learning_rate)
 
 
 class SearchTest(parameterized.TestCase):
@@ -82,7 +93,7 @@ class SearchTest(parameterized.TestCase):
         )
         self.assertEqual(
             recipes.searched("", self.recipes)["random_label"],
-            recipes.Recipe(**found["recipe"]),
+            METHODS["random_label"].Recipe(**found["recipe"]),
         )
         # Only baselines leave rows: the trials are no results.
         rows = json.loads((self.folder / "out" / "results.json").read_text())["rows"]

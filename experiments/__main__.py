@@ -1,0 +1,29 @@
+"""Lists the commands: ``python -m experiments``."""
+
+import sys
+
+from experiments.errors import printable
+
+COMMANDS = {
+    "classification": "unlearn from an image classifier, beside Retrain",
+    "diffusion": "forget a class in a diffusion model, beside Retrain",
+    "tune": "search a classifier's recipes against a validation Retrain",
+    "benchmarks": "time masks, bases, the corrected gradient and an epoch",
+}
+
+
+def main(arguments: list[str]) -> int:
+    """Prints a line for each command; returns the exit code."""
+    width = max(map(len, COMMANDS))
+    for name, line in COMMANDS.items():
+        print(f"python -m experiments.{name:{width}}  {line}")
+    print("\n--help after a command lists its flags.")
+    if arguments and arguments[0] not in ("-h", "--help"):
+        asked = printable(arguments[0])
+        print(f"experiments: got {asked!r}; run one of these.", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,52 @@
+"""How a classifier forgets: one file a method, with all that an experiment needs of it.
+
+Each has its ``Recipe`` (the numbers, which are its flags), ``build`` (makes the method
+of :mod:`mujax.methods` with them), ``suggest`` (what a search tries) and ``NOTE`` (for
+the report). A new method is a new file, and a line in the list below.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from experiments.classification.methods import (
+    cufg,
+    finetune,
+    gradient_ascent,
+    neggrad_plus,
+    random_label,
+    salun,
+    salun_soft,
+    semu,
+    semu_retain,
+    ufg,
+)
+from experiments.classification.optimisation import Losses, Trial
+from experiments.engine.recipes import MethodFile
+from mujax import methods
+
+
+class Method(MethodFile, Protocol):
+    """What a file of this folder has."""
+
+    def build(self, recipe: Any, losses: Losses, steps: int) -> methods.Method:
+        """The method; ``steps`` are those of an epoch."""
+        ...
+
+    def suggest(self, trial: Trial, epochs: int) -> dict[str, Any]:
+        """Numbers to try, with runs of at most so many epochs."""
+        ...
+
+
+METHODS: Mapping[str, Method] = {
+    "finetune": finetune,
+    "gradient_ascent": gradient_ascent,
+    "random_label": random_label,
+    "neggrad_plus": neggrad_plus,
+    "salun": salun,
+    "salun_soft": salun_soft,
+    "semu": semu,
+    "semu_retain": semu_retain,
+    "ufg": ufg,
+    "cufg": cufg,
+}
+"""Every method by its name on the command line, in the order of the table."""

@@ -1,0 +1,21 @@
+"""Fine-tuning: the baseline that goes on training without the forget set."""
+
+from typing import Any
+
+from experiments.classification import optimisation
+from experiments.classification.optimisation import Losses, Optimisation, Trial
+from experiments.reporting.report import MethodNote
+from mujax import methods
+
+NOTE = MethodNote("FT", "arXiv:2108.11577", "Goes on training on the retain set.")
+Recipe = Optimisation
+
+
+def build(recipe: Recipe, losses: Losses, steps: int) -> methods.Method:
+    """The method; ``steps`` are those of an epoch."""
+    return methods.finetune(losses.train, recipe.sgd(steps))
+
+
+def suggest(trial: Trial, epochs: int) -> dict[str, Any]:
+    """Numbers to try, with runs of at most so many epochs."""
+    return optimisation.suggest(trial, epochs, 1e-3, 0.3)
