@@ -23,6 +23,7 @@ from experiments.engine.cache import Cache
 from experiments.engine.checkpoints import load_original
 from experiments.engine.progress import Display
 from experiments.engine.store import Store
+from experiments.errors import say
 from experiments.reporting import report, summary, tables
 from experiments.reporting.summary import Column
 from mujax import methods
@@ -130,7 +131,7 @@ def run_study(
       adapted: what differs from the usual for this request; said and kept.
     """
     for note in adapted:
-        print(f"{script}: {note}", file=sys.stderr)
+        say(f"{script}: {note}")
     given = None
     if config.checkpoint is not None:
         given = load_original(config.checkpoint, task.init)

@@ -10,7 +10,6 @@ import json
 import os
 import pathlib
 import shutil
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +18,7 @@ import numpy as np
 from experiments.engine.checkpoints import load_checkpoint, save_checkpoint
 from experiments.engine.store import describe_environment
 from experiments.engine.study import Result
+from experiments.errors import say
 from experiments.files import to_json, write_atomically
 
 VERSIONS = ("python", "mujax", "jax", "jaxlib", "flax", "optax", "numpy", "device")
@@ -71,9 +71,7 @@ class Cache:
             aside.replace(path)
         except OSError as error:
             if not self._told:
-                print(
-                    f"Trained models are not kept in --cache: {error}", file=sys.stderr
-                )
+                say(f"Trained models are not kept in --cache: {error}")
             self._told = True
         finally:
             shutil.rmtree(aside, ignore_errors=True)

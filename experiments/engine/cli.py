@@ -21,7 +21,7 @@ import jax
 
 from experiments import data
 from experiments.engine import flags, recipes
-from experiments.errors import UserError, printable
+from experiments.errors import UserError, printable, say
 
 EXTENDABLE = (
     *("methods", "seeds", "out", "cache", "keep_every", "memory"),
@@ -150,30 +150,25 @@ def _main(
         with _interruptions(), _flushed():
             script(flags.parse(config_class, prog, arguments))
     except UserError as error:
-        print(f"{prog}: {error}", file=sys.stderr)
+        say(f"{prog}: {error}")
         return 2
     except KeyboardInterrupt:
-        print(
-            "\nInterrupted. What was finished is kept: the same command goes on.",
-            file=sys.stderr,
-        )
+        say("\nInterrupted. What was finished is kept: the same command goes on.")
         return 130
     except BrokenPipeError:  # nobody reads on
         return 1
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
         if not (isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)):
             raise
-        print(
+        say(
             f"{prog}: there is not enough memory. Give a smaller --memory, batch size "
-            "or model; what was finished is kept.",
-            file=sys.stderr,
+            "or model; what was finished is kept."
         )
         return 1
     except OSError as error:
-        print(
+        say(
             f"{prog}: {error}. What was finished is kept: mend it, then run the same "
-            "command to go on.",
-            file=sys.stderr,
+            "command to go on."
         )
         return 1
     return 0
@@ -196,10 +191,7 @@ def keep_compiled() -> None:
         # JAX would warn for each program that it compiles.
         jax.config.update("jax_compilation_cache_dir", None)
         if given:
-            print(
-                f"Compiled programs are not kept in JAX_COMPILATION_CACHE_DIR: {error}",
-                file=sys.stderr,
-            )
+            say(f"Compiled programs are not kept in JAX_COMPILATION_CACHE_DIR: {error}")
 
 
 @contextlib.contextmanager

@@ -106,7 +106,7 @@ class KeepCompiledTest(parameterized.TestCase):
             self.assertIsNone(self.found())
 
     def test_a_folder_that_was_named_is_missed(self):
-        with mock.patch("builtins.print") as say:
+        with mock.patch.object(cli, "say") as say:
             self.assertIsNone(self.found(JAX_COMPILATION_CACHE_DIR="/dev/null/x"))
         self.assertIn("not kept in JAX_COMPILATION_CACHE_DIR", say.call_args.args[0])
 
