@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mujax import gradients
+from mujax._checks import check_count, check_labels, in_range
 from mujax._meshes import num_shards, on_auto_axes, one_by_one
 from mujax._programs import program
 from mujax._trees import PyTree, match, widened
@@ -34,10 +35,12 @@ def confidence_difficulty(
       labels: true labels in [0, K), (N,).
 
     Returns:
-      Difficulties in [0, 1], float32 (N,).
+      Difficulties in [0, 1], float32 (N,); NaN inside ``jit`` where a label is no
+      class.
 
     Raises:
-      ValueError: the shapes do not fit each other.
+      ValueError: the shapes do not fit each other, or a label is outside [0, K).
+      TypeError: the labels are not integers.
 
     Example:
       >>> confidence_difficulty(jnp.array([[0.75, 0.25]]), jnp.array([0]))
@@ -59,10 +62,12 @@ def el2n(probs: jax.typing.ArrayLike, labels: jax.typing.ArrayLike) -> jax.Array
       labels: true labels in [0, K), (N,).
 
     Returns:
-      Difficulties in [0, √2], float32 (N,).
+      Difficulties in [0, √2], float32 (N,); NaN inside ``jit`` where a label is no
+      class.
 
     Raises:
-      ValueError: the shapes do not fit each other.
+      ValueError: the shapes do not fit each other, or a label is outside [0, K).
+      TypeError: the labels are not integers.
 
     Example:
       >>> el2n(jnp.array([[0.0, 0.0, 1.0], [0.0, 0.6, 0.4]]), jnp.array([2, 1]))
@@ -89,10 +94,11 @@ def loss_difficulty(
       labels: true labels in [0, K), (N,).
 
     Returns:
-      Difficulties in nats, float32 (N,).
+      Difficulties in nats, float32 (N,); NaN inside ``jit`` where a label is no class.
 
     Raises:
-      ValueError: the shapes do not fit each other.
+      ValueError: the shapes do not fit each other, or a label is outside [0, K).
+      TypeError: the labels are not integers.
 
     Example:
       >>> loss_difficulty(jnp.array([[0.5, 0.5], [1.0, 0.0]]), jnp.array([0, 1]))
@@ -202,6 +208,7 @@ def random_difficulty(key: jax.Array, num_examples: int) -> jax.Array:
     Reference:
       `CUFG (2025) <https://arxiv.org/abs/2509.14633>`_ for the curriculum.
     """
+    num_examples = check_count(num_examples, "num_examples", least=0)
     if not 1 <= num_examples < 1 << 24:
         raise ValueError(
             f"Got num_examples={num_examples}, wanted from 1 to 2**24 - 1."
@@ -239,6 +246,7 @@ def assign_stages(difficulty: jax.typing.ArrayLike, num_stages: int) -> jax.Arra
             "axis."
         )
     count = difficulty.size
+    num_stages = check_count(num_stages, "num_stages", least=0)
     if not 1 <= num_stages <= count:
         raise ValueError(
             f"Got num_stages={num_stages}, wanted from 1 to the {count} examples."
@@ -295,8 +303,7 @@ def _map_gradients(
 ) -> jax.Array:
     """Scores the gradient of each example, ``batch_size`` gradients at a time."""
     gradients.num_examples(examples, "examples")
-    if batch_size < 1:
-        raise ValueError(f"Got batch_size={batch_size}, wanted at least 1.")
+    batch_size = check_count(batch_size, "batch_size")
     examples = one_by_one(examples, params)
     shards = max(map(num_shards, jax.tree.leaves(examples)))
     run = program(_scores, loss_fn, score, batch_size, shards)
@@ -354,11 +361,13 @@ def _true_class(probs: jax.typing.ArrayLike, labels: jax.typing.ArrayLike) -> ja
 def _check_outputs(
     probs: jax.typing.ArrayLike, labels: jax.typing.ArrayLike
 ) -> tuple[jax.Array, jax.Array]:
-    """Both as arrays, probabilities in float32, if the shapes are (N, K) and (N,)."""
+    """Both as arrays, if they fit; probabilities are NaN where a label is no class."""
     probs, labels = jnp.asarray(probs, jnp.float32), jnp.asarray(labels)
     if probs.ndim != 2 or labels.shape != probs.shape[:1]:
         raise ValueError(
             f"Got probs {probs.shape} and labels {labels.shape}, wanted (N, K) and "
             "(N,)."
         )
-    return probs, labels
+    check_labels(labels, probs.shape[1])
+    known = in_range(labels, probs.shape[1])
+    return jnp.where(known[:, None], probs, jnp.nan), labels

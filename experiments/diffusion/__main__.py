@@ -155,6 +155,11 @@ def unlearn(config: Config) -> None:
     """Runs the study that a configuration describes, or what of it is missing."""
     chosen = cli.chosen(config)
     dataset = cli.load_data(config)
+    if len(data.class_numbers(dataset, config.forget_class)) > 1:
+        raise cli.ConfigError(
+            f"--forget-class {config.forget_class}: a diffusion model forgets one "
+            "class here. Give one."
+        )
     split = data.class_split(dataset, config.forget_class)
     numbers = resolve_recipes(config)
     task = Generation(config, dataset, split)

@@ -216,6 +216,8 @@ def _read(
 
 def _first_words(box: str) -> str:
     """What the parser says, out of its frame and on one line."""
-    lines = [line.strip("│╭╮╰╯─ ") for line in box.splitlines()[1:]]
-    end = next((i for i, line in enumerate(lines) if not line), len(lines))
-    return printable(" ".join(lines[:end]))
+    lines = [line.strip("│╭╮╰╯─| ") for line in box.splitlines()[1:]]
+    # Where the locale has no other characters, the frame is of these.
+    inside = itertools.dropwhile(lambda line: not line.strip("-+"), lines)
+    words = itertools.takewhile(lambda line: line.strip("-+"), inside)
+    return printable(" ".join(words))

@@ -18,7 +18,7 @@ import matplotlib.figure
 
 from experiments.files import to_json, write_atomically
 from experiments.reporting import tables
-from experiments.reporting.summary import Column, number, summarise
+from experiments.reporting.summary import Column, summarise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,10 +111,7 @@ def write(
             (notes[m], _paper_link(notes[m].paper)) for m in labels if summary.get(m)
         ],
         rows=results["rows"],
-        shown=[
-            [tables.format_number(number(row.get(c.key)), c) for c in columns]
-            for row in results["rows"]
-        ],
+        shown=[[tables.run_number(row, c) for c in columns] for row in results["rows"]],
         config=to_json(results["config"]),
         environment=results["environment"],
         command=command if isinstance(command, str) else shlex.join(command),

@@ -273,7 +273,7 @@ class MainJobTest(parameterized.TestCase):
     def test_forgets_the_indices_in_a_file(self):
         path = self.folder / "forget.txt"
         path.write_text("5\n17\n1400\n")
-        config = classification.Config(scenario="indices", forget_indices=path)
+        config = classification.Config(scenario="indices", forget_indices=str(path))
         split = classification.make_split(config, data.load("digits"))
         np.testing.assert_array_equal(split.forget, [5, 17, 1400])
         self.assertLen(split.retain, 1434)
