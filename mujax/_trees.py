@@ -174,8 +174,8 @@ def is_traced(x: Any) -> bool:
 
 
 def wide(dtype: Any) -> Any:
-    """The dtype in which sums are kept: float32, or complex64 for complex numbers."""
-    return jnp.complex64 if jnp.issubdtype(dtype, jnp.complexfloating) else jnp.float32
+    """The dtype in which sums are kept: float32 or complex64, or a wider one."""
+    return jnp.promote_types(dtype, jnp.float32)
 
 
 def widened(x: Any) -> jax.Array:
