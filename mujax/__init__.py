@@ -16,6 +16,7 @@ from mujax import gradients as gradients
 from mujax import labels as labels
 from mujax import methods as methods
 from mujax import metrics as metrics
+from mujax import roles as roles
 from mujax import saliency as saliency
 from mujax import subspace as subspace
 from mujax import transforms as transforms

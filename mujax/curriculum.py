@@ -18,6 +18,7 @@ import numpy as np
 
 from mujax import gradients
 from mujax._checks import check_count, check_labels, in_range
+from mujax._meshes import num_shards, on_auto_axes, one_by_one
 from mujax._programs import program
 from mujax._trees import PyTree, match, widened
 
@@ -252,7 +253,7 @@ def assign_stages(difficulty: jax.typing.ArrayLike, num_stages: int) -> jax.Arra
         )
     # On the host, in int64: N·S may exceed int32.
     stage_of_rank = np.arange(count) * num_stages // count
-    easy_to_hard = jnp.argsort(difficulty, stable=True)
+    easy_to_hard = on_auto_axes(lambda d: jnp.argsort(d, stable=True), difficulty)
     stages = jnp.zeros(count, jnp.int32)
     return stages.at[easy_to_hard].set(jnp.asarray(stage_of_rank, jnp.int32))
 
@@ -301,20 +302,28 @@ def _map_gradients(
     *args: PyTree,
 ) -> jax.Array:
     """Scores the gradient of each example, ``batch_size`` gradients at a time."""
-    _check_examples(examples)
+    gradients.num_examples(examples, "examples")
     batch_size = check_count(batch_size, "batch_size")
-    run = program(_scores, loss_fn, score, batch_size)
+    examples = one_by_one(examples, params)
+    shards = max(map(num_shards, jax.tree.leaves(examples)))
+    run = program(_scores, loss_fn, score, batch_size, shards)
     return run(params, examples, *args)
 
 
-def _scores(loss_fn, score, batch_size, params, examples, *args):
-    """Score of each example's gradient."""
+def _scores(loss_fn, score, batch_size, shards, params, examples, *args):
+    """Score of each example's gradient, every device looking at its own examples."""
 
     def score_one(example):
         one = jax.tree.map(lambda x: x[None], example)
         return score(gradients.gradient_of(loss_fn, params, one), *args)
 
-    return jax.lax.map(score_one, examples, batch_size=batch_size)
+    def score_part(part):
+        return jax.lax.map(score_one, part, batch_size=max(1, batch_size // shards))
+
+    if shards == 1:
+        return score_part(examples)
+    parts = jax.tree.map(lambda x: x.reshape(shards, -1, *x.shape[1:]), examples)
+    return jax.vmap(score_part)(parts).reshape(-1)
 
 
 def _norm(gradient: PyTree) -> jax.Array:
@@ -362,21 +371,3 @@ def _check_outputs(
     check_labels(labels, probs.shape[1])
     known = in_range(labels, probs.shape[1])
     return jnp.where(known[:, None], probs, jnp.nan), labels
-
-
-def _check_examples(examples: PyTree) -> None:
-    """Raises unless all leaves lead with one common axis that is not empty."""
-    leaves = jax.tree_util.tree_leaves_with_path(examples)
-    shapes = {jax.tree_util.keystr(path): np.shape(leaf) for path, leaf in leaves}
-    lengths = {path: shape[0] if shape else 0 for path, shape in shapes.items()}
-    if not any(lengths.values()):
-        raise ValueError(
-            f"Got examples of shapes {shapes}, wanted at least one example."
-        )
-    first = next(iter(lengths))
-    for path, length in lengths.items():
-        if length != lengths[first]:
-            raise ValueError(
-                f"examples{path} has shape {shapes[path]}, examples{first} has "
-                f"{shapes[first]}; give all leaves the same leading axis."
-            )

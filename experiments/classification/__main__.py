@@ -12,6 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -19,7 +20,7 @@ from experiments import data
 from experiments.classification import evaluation, recipes
 from experiments.classification.methods import METHODS, cufg
 from experiments.classification.optimisation import Optimisation
-from experiments.engine import bench, cli, loop, study
+from experiments.engine import bench, cli, kernels, loop, study
 from experiments.engine.bench import Measured, Page
 from experiments.engine.recipes import resolve
 from experiments.engine.store import Store
@@ -172,6 +173,7 @@ def unlearn(config: Config) -> None:
     split = make_split(config, dataset, range(config.seeds))
     numbers, notes = fit(resolve_recipes(config), chosen, config, dataset, split)
     task = Classification(config, dataset, split, notes)
+    kernels.check(task.shapes(), {name: numbers[name] for name in chosen})
     bench.run_study("experiments.classification", config, task, numbers, chosen, notes)
 
 
@@ -321,6 +323,10 @@ class Classification:
         """New parameters and model state."""
         return self.model.init(key)
 
+    def shapes(self) -> Any:
+        """Shapes of the parameters."""
+        return jax.eval_shape(self.init, jax.random.key(0))[0]
+
     def build(self, name: str, recipe: Any, steps: int) -> methods.Method:
         """A method or the training of a baseline."""
         make = METHODS[name].build if name in METHODS else recipes.retrain
@@ -376,12 +382,15 @@ class Classification:
     def page(self, store: Store, estimates: summary.Summary) -> Page:
         """What was forgotten, and four plots."""
         labels = estimates.method_labels
-        curves, confidences = {}, {}
+        curves, confidences, tables = {}, {}, {}
         for row in store.rows:
             if row["status"] != "ok":
                 continue
             name, seed = row["method"], row["seed"]
             record = store.record(name, seed)
+            if "kernels" in record:
+                title = f"Kernels of {labels.get(name, name)}, seed {seed}"
+                tables.setdefault(name, report.Text(title, str(record["kernels"])))
             if "loss" in record:  # an original that was given has no curve
                 epochs = np.arange(1, len(record["loss"]) + 1)
                 curves[name, seed] = {"epoch": epochs, **record}
@@ -422,6 +431,7 @@ class Classification:
             " ".join([describe(self.config), *self._notes]),
             shown,
             LOADING.format(path=path),
+            tuple(tables.values()),
         )
 
 

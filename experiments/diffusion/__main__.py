@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Self
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from experiments import data
 from experiments.diffusion import generation, recipes
@@ -248,7 +249,7 @@ class Generation:
     ) -> generation.Losses:
         """The losses of the U-Net, see :func:`generation.losses`."""
         weights = forget_weight, anchor, strength
-        if any(isinstance(weight, jax.core.Tracer) for weight in weights):
+        if any(isinstance(weight, Tracer) for weight in weights):
             return self._made.__wrapped__(*weights)  # known to one program alone
         return self._made(*weights)
 

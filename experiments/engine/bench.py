@@ -47,6 +47,7 @@ class Page(NamedTuple):
     description: str
     figures: Sequence[report.Figure]
     loading: str
+    texts: Sequence[report.Text] = ()
 
 
 class Task(Protocol):
@@ -249,6 +250,8 @@ class Bench:
                 "trainable_fraction": result.trainable_fraction,
             }
             record = result.curves | ours.record
+            if result.kernels:
+                record["kernels"] = np.array(result.kernels)
             checkpoint = {"params": result.params, "model_state": result.model_state}
         self.store.keep(f"forgotten/seed_{seed}.txt", self._forgotten())
         self.store.finish(row, record, checkpoint)

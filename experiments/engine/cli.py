@@ -36,7 +36,11 @@ class ConfigError(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class StudyConfig:
-    """Settings that every experiment has."""
+    """Settings that every study has.
+
+    A kind of experiment adds its own below a ``HEADING``, and says whose numbers are
+    flags: ``TRAINING`` is the recipe of the baselines, ``METHODS`` has the others.
+    """
 
     HEADING: ClassVar[str] = "study"
     METHODS: ClassVar[Mapping[str, recipes.MethodFile]] = {}
@@ -110,7 +114,7 @@ class StudyConfig:
         return pathlib.Path("results") / self.task.replace("/", "_").replace(":", "_")
 
 
-C = TypeVar("C", bound=StudyConfig)
+C = TypeVar("C", bound=Any)
 
 
 def main(
@@ -122,8 +126,8 @@ def main(
     """Parses the flags, runs the script, and turns what can go wrong into an exit code.
 
     Args:
-      config_class: a dataclass; its fields are the flags, its docstring the help, its
-        ``TRAINING`` and ``METHODS`` the recipes whose numbers are flags, too.
+      config_class: a dataclass, for a study a :class:`StudyConfig`; its fields are the
+        flags, its docstring the help.
       script: does the work.
       prog: the command as a person types it.
       arguments: of the command line; ``sys.argv[1:]`` by default.

@@ -32,6 +32,14 @@ class Figure:
 
 
 @dataclasses.dataclass(frozen=True)
+class Text:
+    """A part of the report's details that is shown as it is, such as a table."""
+
+    title: str
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
 class MethodNote:
     """What a method is: ``paper`` is a link, a text with an arXiv number, or empty."""
 
@@ -50,6 +58,7 @@ def write(
     figures: Sequence[Figure] = (),
     methods: Mapping[str, MethodNote] | None = None,
     loading: str = "",
+    texts: Sequence[Text] = (),
     gap: str = "gap",
 ) -> None:
     """Leaves ``table.md``, ``plots/NAME.png`` and a self-contained ``report.html``.
@@ -66,6 +75,7 @@ def write(
       figures: drawn in order, each saved and embedded.
       methods: label, paper and a line on each method.
       loading: the lines of code that load a checkpoint.
+      texts: further details.
       gap: key of the column that holds the distance to Retrain.
     """
     notes = methods or {}
@@ -106,6 +116,7 @@ def write(
         environment=results["environment"],
         command=command if isinstance(command, str) else shlex.join(command),
         loading=loading,
+        texts=texts,
     )
     write_atomically(out / "report.html", page.encode())
 

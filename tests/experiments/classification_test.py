@@ -119,7 +119,7 @@ class MainJobTest(parameterized.TestCase):
         self.assertEqual(code, 0, err)
         self.assertEqual(self.rows(), rows)
 
-        code, _, err = run(*flags, "--recipe.energy", "0.3")
+        code, _, err = run(*flags, "--recipe.threshold", "0.3")
         self.assertEqual(code, 2)
         self.assertIn("another configuration", err)
         self.assertEqual(self.rows(), rows)
