@@ -24,6 +24,7 @@ from experiments.engine.checkpoints import load_original
 from experiments.engine.progress import Display
 from experiments.engine.store import Store
 from experiments.errors import say
+from experiments.models.foreign import numbers
 from experiments.reporting import report, summary, tables
 from experiments.reporting.summary import Column
 from mujax import methods
@@ -182,7 +183,7 @@ def inputs(task: Task, given: Any = None) -> dict[str, Any]:
     parts = {
         "forget": np.concatenate(task.feed.forget),
         "retain": task.feed.retain,
-        "original": [np.ravel(leaf) for leaf in jax.tree.leaves(given)],
+        "original": jax.tree.leaves(given),
     }
     return {**task.identity, **{name: _digest(part) for name, part in parts.items()}}
 
@@ -436,5 +437,5 @@ def _digest(arrays: Any) -> str:
     """Tells arrays from others, in 16 digits; empty for none."""
     digest = hashlib.sha256()
     for array in arrays if isinstance(arrays, list) else [arrays]:
-        digest.update(np.ascontiguousarray(array).view(np.uint8).data)
+        digest.update(np.ascontiguousarray(numbers(array)).tobytes())
     return digest.hexdigest()[:16]

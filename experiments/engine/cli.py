@@ -53,7 +53,8 @@ class StudyConfig:
     memory: float = 4.0
     """Gigabytes of training images that may lie on the device; more are streamed."""
     checkpoint: pathlib.Path | None = None
-    """Start from this trained model (an Orbax folder) instead of training one."""
+    """Start from this trained model (an Orbax folder, or a file of msgpack, npz or
+    safetensors) instead of training one."""
     methods: str = "all"
     """Methods to run, separated by commas, or all."""
     seeds: int = 5
