@@ -79,7 +79,9 @@ def functions(params, batches):
         "random": saliency.random_mask(jax.random.key(0), params, 0.5),
         "nothing": saliency.top_fraction_mask(params, 0.0),
         "density": saliency.density(saliency.threshold_mask(params, 0.1)),
-        "correct": correction.correct(params, other, threshold=-1.0, forget_weight=0.5),
+        "correct": correction.correct(
+            params, other, threshold=-1.0, forget_weight=0.5
+        ),
         "norms": norms,
         "alignment": curriculum.gradient_alignment(loss_fn, params, batches[0], other),
         "stages": curriculum.assign_stages(norms, 3),
@@ -189,9 +191,7 @@ def named(tree, name):
     """Leaves as NumPy arrays, by their paths."""
     pairs = jax.tree_util.tree_leaves_with_path(tree)
     return {
-        f"{name}.{jax.tree_util.keystr(path, simple=True, separator='.')}": np.asarray(
-            x
-        )
+        f"{name}.{jax.tree_util.keystr(path, simple=True, separator='.')}": np.asarray(x)
         for path, x in pairs
     }
 
