@@ -147,7 +147,8 @@ class WhatIsSeenTest(parameterized.TestCase):
         self.assertEqual(slope(loss_fn), 1)
         self.assertEqual(jax.jit(lambda s: outer(s, 1))(2.0), 2)
         self.assertEqual(jax.jit(lambda s: outer(s, 10))(2.0), 20)
-        self.assertEqual(list(jax.vmap(lambda s: outer(s, 1))(jnp.arange(3.0))), [0, 1, 2])
+        mapped = jax.vmap(lambda s: outer(s, 1))(jnp.arange(3.0))
+        self.assertEqual(list(mapped), [0, 1, 2])
         self.assertEqual(jax.grad(lambda s: outer(s, 2))(1.0), 2)
         box["scale"] = 7.0
         self.assertEqual(slope(loss_fn), 7)

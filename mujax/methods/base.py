@@ -13,6 +13,9 @@ seeds, shard it, or build the method with ``axis_name`` and put it under ``pmap`
 ``loss_fn(params, model_state, batch, key) -> (loss, (model_state, aux))``, the mean
 over the batch; methods that need an evaluation mode take a second one, and those that
 compare with the original model give its parameters after ``params``.
+
+Inside of ``step`` nothing is read on the host. Of complex parameters the optimiser is
+given the directions of ascent, the conjugates of what ``jax.grad`` gives.
 """
 
 import dataclasses
