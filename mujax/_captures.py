@@ -34,7 +34,14 @@ def captures(fun: Callable[..., Any]) -> list[Any]:
     found, visited, waiting = [], set(), [fun]
     home = getattr(getattr(fun, "__func__", fun), "__globals__", None)
     if home is None:
-        call = getattr(type(fun), "__call__", None)
+        call = next(
+            (
+                k.__dict__["__call__"]
+                for k in type(fun).__mro__
+                if "__call__" in k.__dict__
+            ),
+            None,
+        )
         home = getattr(call, "__globals__", None)
         waiting.append(call)
     while waiting:

@@ -190,8 +190,8 @@ def num_examples(batch: PyTree, name: str = "batch") -> int:
         if length != lengths[first]:
             raise ValueError(
                 f"{name}{path} has shape {shapes[path]}, {name}{first} has "
-                f"{shapes[first]}; give all leaves the same leading axis, and bind what "
-                "belongs to no example to the loss (jax.tree_util.Partial)."
+                f"{shapes[first]}; give all leaves the same leading axis, and bind "
+                "what belongs to no example to the loss (jax.tree_util.Partial)."
             )
     return lengths[first]
 

@@ -385,7 +385,7 @@ def _uphill(grads: PyTree) -> PyTree:
 
 
 def _mean_over(axis_name: str | None, tree: PyTree) -> PyTree:
-    """Averages the floating-point and complex leaves over a mapped axis, if there is one.
+    """Averages the real and complex leaves over a mapped axis, if there is one.
 
     A step averages the loss that it differentiates and then the gradients. Under pmap
     these are each replica's own; under shard_map those of replicated parameters come
