@@ -5,8 +5,10 @@ singular bases of a ResNet-18, and an unlearning step of the small network. Time
 the least of several repetitions, which is what an idle machine would show.
 """
 
+import dataclasses
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -17,13 +19,28 @@ import rich.table
 
 from experiments import data
 from experiments.classification import evaluation
-from experiments.engine import loop
+from experiments.engine import cli, loop
 from experiments.models import build
 from mujax import correction, methods, saliency, subspace
 
 
-def main() -> None:
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Time the library's heavy pieces on this machine.
+
+    Examples:
+      python -m experiments.benchmarks
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    return cli.main(Config, measure, "experiments.benchmarks", arguments)
+
+
+def measure(config: Config) -> None:
     """Measures and prints."""
+    del config
     model = build("resnet18", 10, (32, 32, 3))
     params, _ = model.init(jax.random.key(0))
     keys = iter(jax.random.split(jax.random.key(1), 100))
@@ -91,4 +108,4 @@ def least(run: Callable[[], Any], repetitions: int = 7) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

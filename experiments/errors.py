@@ -1,4 +1,7 @@
-"""What the person at the command line can mend."""
+"""What the person at the command line can mend, and is told."""
+
+import contextlib
+import sys
 
 
 class UserError(ValueError):
@@ -6,6 +9,12 @@ class UserError(ValueError):
 
     The command line shows it as a line and ends with exit code 2, whoever raises it.
     """
+
+
+def say(line: str) -> None:
+    """Prints a line on standard error, if that can be written: no run ends for it."""
+    with contextlib.suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
 
 
 def printable(text: str) -> str:

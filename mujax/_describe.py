@@ -1,6 +1,7 @@
 """What each leaf is and how much of it trains, as a table, for `mujax.subspace`."""
 
 import dataclasses
+import glob
 import math
 from collections.abc import Mapping
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from mujax import roles
 from mujax._trees import PyTree
-from mujax._views import Basis, entries_of, matrix_shape
+from mujax._views import Basis, checked_view, entries_of, matrix_shape
 from mujax.roles import MatrixAxes
 
 
@@ -101,22 +102,22 @@ def describe(
       kernel  3×3    dense      1 of 3×3  2     44.444 %
       total   12     1 kernels                  33.333 %
     """
-    try:
-        tree = roles.infer(params, overrides)
-    except ValueError:
-        if bases is None:
-            raise
-        tree = jax.tree.map(lambda _: roles.Role("given"), params)
-    told, leaves = jax.tree.leaves(tree), jax.tree.leaves(params)
+    names, leaves = roles.leaf_names(params), jax.tree.leaves(params)
     held: list[Basis | None] = [None] * len(leaves)
     if bases is not None:
         held = entries_of(bases, params, "bases", Basis)
     rows = []
     for name, leaf, role, basis in zip(
-        roles.leaf_names(params), leaves, told, held, strict=True
+        names,
+        leaves,
+        _roles(params, overrides, bases and dict(zip(names, held, strict=True))),
+        held,
+        strict=True,
     ):
         axes = role.axes if bases is None else basis and basis.axes
         known = role if role.axes == axes else roles.Role("given")
+        if axes is not None:
+            axes = checked_view(axes, leaf, name)
         view = None if axes is None else matrix_shape(axes, np.shape(leaf))
         ranks, trainable = None, 0
         if basis is not None:
@@ -128,3 +129,20 @@ def describe(
             )
         )
     return Description(rows)
+
+
+def _roles(
+    params: PyTree,
+    overrides: Mapping[str, MatrixAxes | None] | None,
+    bases: Mapping[str, Basis | None] | None,
+) -> list[roles.Role]:
+    """The role of each leaf; where it cannot be told, what the leaf's basis says."""
+    known = dict(overrides or {})
+    while True:
+        try:
+            return jax.tree.leaves(roles.infer(params, known))
+        except roles.UnknownRoleError as error:
+            if bases is None:
+                raise
+            basis = bases[error.leaf]
+            known[glob.escape(error.leaf)] = basis and basis.axes

@@ -1,12 +1,14 @@
-"""Computing on arrays whose mesh axes are Explicit."""
+"""Computing on arrays that lie over a mesh, whose axes may be Explicit."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from mujax._trees import PyTree
+from mujax._trees import PyTree, is_array, is_traced
 
 
 def on_auto_axes(
@@ -33,6 +35,80 @@ def on_auto_axes(
     )
     out = whole if like is None else out
     return jax.sharding.auto_axes(function, out_sharding=out)(*args)
+
+
+def one_by_one(examples: PyTree, params: PyTree) -> PyTree:
+    """Examples as ``vmap`` over them wants them on Explicit axes: all leaves alike.
+
+    An axis of the mesh cannot carry both parameters and one gradient for each example.
+    Where it would, the examples are gathered, which are smaller.
+    """
+    taken = {axis for x in jax.tree.leaves(params) for axis in _axes(_spec(x))}
+    arrays = [x for x in jax.tree.leaves(examples) if jnp.ndim(x)]
+    leads = {_axes(_spec(x)[:1]) for x in arrays}
+    if len(leads) < 2 and not taken.intersection(*leads):
+        return examples
+    return jax.tree.map(lambda x: _gathered(x) if jnp.ndim(x) else x, examples)
+
+
+def in_pieces(x: Any, size: int) -> jax.Array:
+    """An array (N, …) as (N / size, size, …), its examples dealt out in turn.
+
+    Each piece then lies over the devices as the whole does and nothing moves; only
+    where the devices do not share a piece evenly are the examples gathered.
+    """
+    x = jnp.asarray(x)
+    if size % num_shards(x):
+        x = _gathered(x)
+    return x.reshape(size, -1, *x.shape[1:]).swapaxes(0, 1)
+
+
+def along(x: jax.Array, examples: PyTree) -> jax.Array:
+    """An array (N, …) that lies along its leading axis as the examples do."""
+    for leaf in jax.tree.leaves(examples):
+        lead = _spec(leaf)[:1]
+        if _axes(lead):
+            mesh = _sharding(leaf).mesh if is_traced(leaf) else leaf.sharding.mesh
+            rest = [None] * (x.ndim - 1)
+            sharding = NamedSharding(mesh, PartitionSpec(*lead, *rest))
+            return jax.sharding.reshard(x, sharding)
+    return x
+
+
+def zeros_along(x: Any, dtype: Any) -> jax.Array:
+    """Zeros of the shape of an array that lie on the devices as it does.
+
+    ``jnp.zeros_like`` forgets that of an array that a traced function closes over.
+    """
+    return jnp.equal(x, x).astype(dtype) * jnp.zeros([], dtype)
+
+
+def num_shards(x: Any) -> int:
+    """In how many parts the leading axis lies; 1 if only the compiler knows."""
+    concrete = isinstance(x, jax.Array) and not is_traced(x)
+    sharding = x.sharding if concrete else _sharding(x)
+    part = sharding.shard_shape(jnp.shape(x))[0]
+    return jnp.shape(x)[0] // part if part else 1
+
+
+def _gathered(x: Any) -> Any:
+    """The array with its leading axis whole wherever it lies."""
+    lead, *rest = _spec(x)
+    if lead is None:
+        return x
+    sharding = NamedSharding(_sharding(x).mesh, PartitionSpec(None, *rest))
+    return jax.sharding.reshard(x, sharding)
+
+
+def _spec(x: Any) -> tuple[Any, ...]:
+    """Over which Explicit axes of the mesh each axis of an array lies."""
+    return tuple(_sharding(x).spec) if is_array(x) else ()
+
+
+def _axes(spec: tuple[Any, ...]) -> tuple[str, ...]:
+    """The mesh axes in a specification."""
+    entries = [(e,) if isinstance(e, str) else e or () for e in spec]
+    return tuple(itertools.chain.from_iterable(entries))
 
 
 def _sharding(x: Any) -> NamedSharding:

@@ -7,44 +7,21 @@ outputs and window. A bias, of shape (stack…, outputs…), leaves only those i
 import dataclasses
 import math
 import re
+from collections.abc import Iterable
 from typing import NamedTuple
 
-_VECTOR = ["bias", "biases", "scale", "scales", "offset", "gamma", "beta"]
-_STATISTIC = ["mean", "var", "g"]  # only as the whole name
-_PLACE = ["pos", "position", "positions", "positional", "posemb", "posembed", "pe"]
-_TOKEN = [
-    "token",
-    "tokens",
-    "cls",
-    "register",
-    "registers",
-    "prompt",
-    "prompts",
-    "latent",
-    "latents",
-]
-_BESIDE = ["class", "mask", "dist", "rel", "relative", "abs", "learned", "encoding"]
-_TABLE = ["embedding", "embeddings", "embed", "emb", "table", "wte", "wpe"]
-_NORM = ["ln", "bn", "gn", "rms"]
-_DENSE = ["dense", "linear", "fc", "mlp"]
-_INTO_HEADS = [
-    "query",
-    "queries",
-    "key",
-    "keys",
-    "value",
-    "values",
-    "q",
-    "k",
-    "v",
-    "qkv",
-    "kv",
-    "wq",
-    "wk",
-    "wv",
-]
-_OUT_OF_HEADS = ["out", "output", "o", "wo", "proj", "projection"]
-_EXPERTS = ["expert", "experts", "moe"]
+_VECTOR = {"bias", "biases", "scale", "scales", "offset", "gamma", "beta"}
+_STATISTIC = {"mean", "var", "g"}  # only as the whole name
+_PLACE = {"pos", "position", "positions", "positional", "posemb", "posembed", "pe"}
+_TOKEN = {"token", "tokens", "cls", "register", "registers", "prompt", "latents"}
+_BESIDE = {"class", "mask", "dist", "rel", "relative", "abs", "learned", "encoding"}
+_TABLE = {"embedding", "embeddings", "embed", "emb", "table", "wte", "wpe"}
+_NORM = {"ln", "bn", "gn", "rms"}
+_DENSE = {"dense", "linear", "fc", "mlp"}
+_INTO_HEADS = {"query", "queries", "key", "keys", "value", "values"}
+_INTO_HEADS |= {"q", "k", "v", "qkv", "kv", "wq", "wk", "wv"}
+_OUT_OF_HEADS = {"out", "output", "o", "wo", "proj", "projection"}
+_EXPERTS = {"expert", "experts", "moe"}
 
 Shape = tuple[int, ...]
 Path = tuple[str, ...]
@@ -105,7 +82,7 @@ def words(name: str) -> list[str]:
     return [x.lower() for x in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)]
 
 
-def has(name: str, vocabulary: list[str]) -> bool:
+def has(name: str, vocabulary: Iterable[str]) -> bool:
     """Whether a word of the name is in the vocabulary."""
     return not set(words(name)).isdisjoint(vocabulary)
 
@@ -170,10 +147,17 @@ def _is_short_bias(path: Path, shapes: dict[Path, Shape]) -> bool:
     """Whether a leaf is haiku's ``b``: beside a ``w``, or alone in a module "bias"."""
     if not path or not re.fullmatch(r"[bB](\d+|_\w+)?", path[-1]):
         return False
-    beside = [_sibling(path, "b", "w"), _sibling(path, "B", "W")]
-    return any(p != path and p in shapes for p in beside) or has(
-        module_of(path), ["bias"]
-    )
+    beside = [_sibling(path, b, w) for b, w in ("bw", "bW", "BW")]
+    kernel = any(p != path and p in shapes for p in beside)
+    return kernel or has(module_of(path), ["bias"])
+
+
+def _bias_of(path: Path, shapes: dict[Path, Shape], kind: str) -> Shape | None:
+    """The shape of a kernel's bias, if it has one."""
+    swaps = {"kernel": [("kernel", "bias")], "weight": [("weight", "bias")]}
+    swaps["w"] = [("w", "b"), ("W", "b"), ("W", "B")]
+    beside = [_sibling(path, *swap) for swap in swaps.get(kind, ())]
+    return next((shapes[p] for p in beside if p != path and p in shapes), None)
 
 
 def _kernel(
@@ -182,8 +166,7 @@ def _kernel(
     """A kernel: what its names allow and its bias confirms."""
     shape, module = shapes[path], module_of(path)
     ndim = len(shape)
-    bias = {"kernel": "bias", "weight": "bias", "w": "b"}.get(kind)
-    bias = bias and shapes.get(_sibling(path, kind, bias))
+    bias = _bias_of(path, shapes, kind)
     table = kind == "weight" and ndim == 2 and bias is None and has(module, _TABLE)
     if kind == "table" or table:
         return Leaf(path, shape, [_dense(shape, ndim - 2, 1, "embedding")])

@@ -62,8 +62,8 @@ def match(
             where = jax.tree_util.keystr(path)
             if _names(path) not in held:
                 raise ValueError(
-                    f"{name} has no leaf at {where}, where {like_name} has shape "
-                    f"{np.shape(leaf)}; give both the same structure."
+                    f"{name} has no leaf at {where or 'the root'}, where {like_name} "
+                    f"has shape {np.shape(leaf)}; give both the same structure."
                 )
             _, found = held.pop(_names(path))
             if is_array(found) and np.shape(found) != np.shape(leaf):
@@ -76,8 +76,8 @@ def match(
         masked = any(names[: len(start)] == start for start in hidden)
         if leaf is not None and not masked:
             raise ValueError(
-                f"{name} has a leaf at {where}, where {like_name} has none; give both "
-                "the same structure."
+                f"{name} has a leaf at {where or 'the root'}, where {like_name} has "
+                "none; give both the same structure."
             )
     return structure.unflatten(leaves)
 
@@ -174,8 +174,8 @@ def is_traced(x: Any) -> bool:
 
 
 def wide(dtype: Any) -> Any:
-    """The dtype in which sums are kept: float32, or complex64 for complex numbers."""
-    return jnp.complex64 if jnp.issubdtype(dtype, jnp.complexfloating) else jnp.float32
+    """The dtype in which sums are kept: float32 or complex64, or a wider one."""
+    return jnp.promote_types(dtype, jnp.float32)
 
 
 def widened(x: Any) -> jax.Array:

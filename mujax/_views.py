@@ -90,9 +90,10 @@ def views_of(
         else:
             entries = entries_of(axes, grads, "axes", MatrixAxes)
             entries = [given.get(i, entry) for i, entry in enumerate(entries)]
+    views: list[Any] = entries
     return [
         None if view is None else checked_view(view, leaf, jax.tree_util.keystr(path))
-        for view, (path, leaf) in zip(entries, pairs, strict=True)
+        for view, (path, leaf) in zip(views, pairs, strict=True)
     ]
 
 
@@ -111,8 +112,8 @@ def checked_view(view: MatrixAxes, leaf: Any, path: str) -> MatrixAxes:
     dtype = jnp.result_type(leaf)
     if not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(
-            f"The leaf {path} of shape {np.shape(leaf)} is {dtype}, a kernel must be of "
-            "real floating-point numbers; give None as its axes to leave it as it is."
+            f"The leaf {path} of shape {np.shape(leaf)} is {dtype}, wanted real "
+            "floating-point numbers in a kernel; give None as its axes to leave it out."
         )
     return MatrixAxes(batch, rows, columns)
 

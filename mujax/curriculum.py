@@ -17,6 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from mujax import gradients
+from mujax._checks import check_count, check_labels, in_range
+from mujax._meshes import num_shards, on_auto_axes, one_by_one
 from mujax._programs import program
 from mujax._trees import PyTree, match, widened
 
@@ -33,10 +35,12 @@ def confidence_difficulty(
       labels: true labels in [0, K), (N,).
 
     Returns:
-      Difficulties in [0, 1], float32 (N,).
+      Difficulties in [0, 1], float32 (N,); NaN inside ``jit`` where a label is no
+      class.
 
     Raises:
-      ValueError: the shapes do not fit each other.
+      ValueError: the shapes do not fit each other, or a label is outside [0, K).
+      TypeError: the labels are not integers.
 
     Example:
       >>> confidence_difficulty(jnp.array([[0.75, 0.25]]), jnp.array([0]))
@@ -58,10 +62,12 @@ def el2n(probs: jax.typing.ArrayLike, labels: jax.typing.ArrayLike) -> jax.Array
       labels: true labels in [0, K), (N,).
 
     Returns:
-      Difficulties in [0, √2], float32 (N,).
+      Difficulties in [0, √2], float32 (N,); NaN inside ``jit`` where a label is no
+      class.
 
     Raises:
-      ValueError: the shapes do not fit each other.
+      ValueError: the shapes do not fit each other, or a label is outside [0, K).
+      TypeError: the labels are not integers.
 
     Example:
       >>> el2n(jnp.array([[0.0, 0.0, 1.0], [0.0, 0.6, 0.4]]), jnp.array([2, 1]))
@@ -88,10 +94,11 @@ def loss_difficulty(
       labels: true labels in [0, K), (N,).
 
     Returns:
-      Difficulties in nats, float32 (N,).
+      Difficulties in nats, float32 (N,); NaN inside ``jit`` where a label is no class.
 
     Raises:
-      ValueError: the shapes do not fit each other.
+      ValueError: the shapes do not fit each other, or a label is outside [0, K).
+      TypeError: the labels are not integers.
 
     Example:
       >>> loss_difficulty(jnp.array([[0.5, 0.5], [1.0, 0.0]]), jnp.array([0, 1]))
@@ -201,6 +208,7 @@ def random_difficulty(key: jax.Array, num_examples: int) -> jax.Array:
     Reference:
       `CUFG (2025) <https://arxiv.org/abs/2509.14633>`_ for the curriculum.
     """
+    num_examples = check_count(num_examples, "num_examples", least=0)
     if not 1 <= num_examples < 1 << 24:
         raise ValueError(
             f"Got num_examples={num_examples}, wanted from 1 to 2**24 - 1."
@@ -238,13 +246,14 @@ def assign_stages(difficulty: jax.typing.ArrayLike, num_stages: int) -> jax.Arra
             "axis."
         )
     count = difficulty.size
+    num_stages = check_count(num_stages, "num_stages", least=0)
     if not 1 <= num_stages <= count:
         raise ValueError(
             f"Got num_stages={num_stages}, wanted from 1 to the {count} examples."
         )
     # On the host, in int64: N·S may exceed int32.
     stage_of_rank = np.arange(count) * num_stages // count
-    easy_to_hard = jnp.argsort(difficulty, stable=True)
+    easy_to_hard = on_auto_axes(lambda d: jnp.argsort(d, stable=True), difficulty)
     stages = jnp.zeros(count, jnp.int32)
     return stages.at[easy_to_hard].set(jnp.asarray(stage_of_rank, jnp.int32))
 
@@ -293,21 +302,28 @@ def _map_gradients(
     *args: PyTree,
 ) -> jax.Array:
     """Scores the gradient of each example, ``batch_size`` gradients at a time."""
-    _check_examples(examples)
-    if batch_size < 1:
-        raise ValueError(f"Got batch_size={batch_size}, wanted at least 1.")
-    run = program(_scores, loss_fn, score, batch_size)
+    gradients.num_examples(examples, "examples")
+    batch_size = check_count(batch_size, "batch_size")
+    examples = one_by_one(examples, params)
+    shards = max(map(num_shards, jax.tree.leaves(examples)))
+    run = program(_scores, loss_fn, score, batch_size, shards)
     return run(params, examples, *args)
 
 
-def _scores(loss_fn, score, batch_size, params, examples, *args):
-    """Score of each example's gradient."""
+def _scores(loss_fn, score, batch_size, shards, params, examples, *args):
+    """Score of each example's gradient, every device looking at its own examples."""
 
     def score_one(example):
         one = jax.tree.map(lambda x: x[None], example)
         return score(gradients.gradient_of(loss_fn, params, one), *args)
 
-    return jax.lax.map(score_one, examples, batch_size=batch_size)
+    def score_part(part):
+        return jax.lax.map(score_one, part, batch_size=max(1, batch_size // shards))
+
+    if shards == 1:
+        return score_part(examples)
+    parts = jax.tree.map(lambda x: x.reshape(shards, -1, *x.shape[1:]), examples)
+    return jax.vmap(score_part)(parts).reshape(-1)
 
 
 def _norm(gradient: PyTree) -> jax.Array:
@@ -345,29 +361,13 @@ def _true_class(probs: jax.typing.ArrayLike, labels: jax.typing.ArrayLike) -> ja
 def _check_outputs(
     probs: jax.typing.ArrayLike, labels: jax.typing.ArrayLike
 ) -> tuple[jax.Array, jax.Array]:
-    """Both as arrays, probabilities in float32, if the shapes are (N, K) and (N,)."""
+    """Both as arrays, if they fit; probabilities are NaN where a label is no class."""
     probs, labels = jnp.asarray(probs, jnp.float32), jnp.asarray(labels)
     if probs.ndim != 2 or labels.shape != probs.shape[:1]:
         raise ValueError(
             f"Got probs {probs.shape} and labels {labels.shape}, wanted (N, K) and "
             "(N,)."
         )
-    return probs, labels
-
-
-def _check_examples(examples: PyTree) -> None:
-    """Raises unless all leaves lead with one common axis that is not empty."""
-    leaves = jax.tree_util.tree_leaves_with_path(examples)
-    shapes = {jax.tree_util.keystr(path): np.shape(leaf) for path, leaf in leaves}
-    lengths = {path: shape[0] if shape else 0 for path, shape in shapes.items()}
-    if not any(lengths.values()):
-        raise ValueError(
-            f"Got examples of shapes {shapes}, wanted at least one example."
-        )
-    first = next(iter(lengths))
-    for path, length in lengths.items():
-        if length != lengths[first]:
-            raise ValueError(
-                f"examples{path} has shape {shapes[path]}, examples{first} has "
-                f"{shapes[first]}; give all leaves the same leading axis."
-            )
+    check_labels(labels, probs.shape[1])
+    known = in_range(labels, probs.shape[1])
+    return jnp.where(known[:, None], probs, jnp.nan), labels

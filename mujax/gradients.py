@@ -17,7 +17,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from mujax._meshes import one_by_one, zeros_along
 from mujax._programs import program
 from mujax._trees import (
     PyTree,
@@ -49,8 +51,9 @@ def sum_gradients(
       transform: element-wise function T of each batch's gradient; identity by default.
 
     Returns:
-      A float32 tree of the structure and shapes of ``params``, complex64 where they
-      are complex.
+      A float32 tree of the structure and shapes of ``params``: complex64 where they
+      are complex, wider where they are, and on the devices where they are. As
+      :func:`jax.grad` it has the conjugate of the direction of ascent in complex ones.
 
     Raises:
       ValueError: there is no batch, a parameter is an integer, a boolean or a key, or,
@@ -148,11 +151,13 @@ def example_gradients(loss_fn: LossFn, params: PyTree, batch: PyTree) -> PyTree:
       Array([1., 2.], dtype=float32)
     """
 
+    num_examples(batch)
+
     def gradient(example):
         one = jax.tree.map(lambda x: x[None], example)
         return gradient_of(loss_fn, params, one)
 
-    return jax.vmap(gradient)(batch)
+    return jax.vmap(gradient)(one_by_one(batch, params))
 
 
 def gradient_of(loss_fn: LossFn, params: PyTree, batch: PyTree) -> PyTree:
@@ -169,9 +174,28 @@ def gradient_of(loss_fn: LossFn, params: PyTree, batch: PyTree) -> PyTree:
     return structure.unflatten(jax.grad(loss)(arrays))
 
 
-def num_examples(batch: PyTree) -> int:
-    """Length of the leading axis of a batch's leaves."""
-    return jax.tree.leaves(batch)[0].shape[0]
+def num_examples(batch: PyTree, name: str = "batch") -> int:
+    """Length of the leading axis of a batch's leaves.
+
+    Raises:
+      ValueError: the leaves do not share one leading axis, or it is empty.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(batch)
+    shapes = {jax.tree_util.keystr(path): np.shape(leaf) for path, leaf in leaves}
+    lengths = {path: shape[0] if shape else 0 for path, shape in shapes.items()}
+    if not any(lengths.values()):
+        raise ValueError(
+            f"Got {name} of shapes {shapes}, wanted at least one example."
+        )
+    first = next(iter(lengths))
+    for path, length in lengths.items():
+        if length != lengths[first]:
+            raise ValueError(
+                f"{name}{path} has shape {shapes[path]}, {name}{first} has "
+                f"{shapes[first]}; give all leaves the same leading axis, and bind what "
+                "belongs to no example to the loss (jax.tree_util.Partial)."
+            )
+    return lengths[first]
 
 
 def _add_gradient(loss_fn, transform, total, params, batch, weight):
@@ -187,7 +211,7 @@ def _add_squares(loss_fn, total, params, batch):
 
 
 def _add(total: PyTree, gradient: PyTree, function: Callable[..., Any]) -> PyTree:
-    """``total + function(gradient)`` leaf by leaf, in float32 or complex64."""
+    """``total + function(gradient)`` leaf by leaf, in the dtype of sums."""
     return jax.tree.map(lambda t, g: t + function(widened(g)), total, gradient)
 
 
@@ -195,7 +219,7 @@ def _zeros(params: PyTree) -> PyTree:
     """The total before the first batch, so that all batches share one program."""
     check_inexact(params, "params")
     return jax.tree.map(
-        lambda p: jnp.zeros_like(p, wide(jnp.result_type(p))) if is_array(p) else None,
+        lambda p: zeros_along(p, wide(jnp.result_type(p))) if is_array(p) else None,
         params,
     )
 

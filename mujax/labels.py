@@ -4,11 +4,14 @@ SalUn: Fan et al. (2024), arXiv:2310.12508. SEMU: arXiv:2502.07587.
 
 Training on D_f with labels that are not its own makes a classifier forget it. The
 labels are drawn anew each epoch: pass a key folded with the epoch. Everything here
-works on labels of any shape, under ``jit`` (``num_classes`` static) and ``vmap``.
+works on labels of any shape, under ``jit`` (``num_classes`` static) and ``vmap``. A
+label that is no class, such as the 255 or −1 of what a loss ignores, stays as it is.
 """
 
 import jax
 import jax.numpy as jnp
+
+from mujax._checks import in_range
 
 
 def random_labels(
@@ -24,13 +27,14 @@ def random_labels(
 
     Args:
       key: a typed PRNG key.
-      labels: true labels in [0, K), integers of any shape.
+      labels: true labels, integers of any shape; those outside [0, K) are kept.
       num_classes: :math:`K`, at least 2.
       exclude_true: True draws from the other classes (the paper's rule); False draws
         from all of them, so that one in K keeps its label (the released program's).
 
     Returns:
-      Labels in [0, K), of the shape and dtype of ``labels``.
+      Labels in [0, K), of the shape and dtype of ``labels``; where these are no class,
+      themselves.
 
     Raises:
       ValueError: there are fewer than 2 classes, or more than the dtype can hold.
@@ -48,7 +52,8 @@ def random_labels(
         # Every other class lies between 1 and K − 1 steps further round the circle.
         steps = jax.random.randint(key, labels.shape, 1, num_classes)
         return _advance(labels, steps, num_classes)
-    return jax.random.randint(key, labels.shape, 0, num_classes).astype(labels.dtype)
+    drawn = jax.random.randint(key, labels.shape, 0, num_classes).astype(labels.dtype)
+    return jnp.where(in_range(labels, num_classes), drawn, labels)
 
 
 def next_label(labels: jax.typing.ArrayLike, num_classes: int) -> jax.Array:
@@ -57,12 +62,12 @@ def next_label(labels: jax.typing.ArrayLike, num_classes: int) -> jax.Array:
     .. math:: y' = (y + 1) \bmod K
 
     Args:
-      labels: true labels in [0, K), integers of any shape.
+      labels: true labels, integers of any shape; those outside [0, K) are kept.
       num_classes: :math:`K`, at least 2.
 
     Returns:
       Labels in [0, K), none of them the true one, of the shape and dtype of
-      ``labels``.
+      ``labels``; where these are no class, themselves.
 
     Raises:
       ValueError: there are fewer than 2 classes, or more than the dtype can hold.
@@ -83,8 +88,10 @@ def next_label(labels: jax.typing.ArrayLike, num_classes: int) -> jax.Array:
 def _advance(
     labels: jax.Array, steps: jax.typing.ArrayLike, num_classes: int
 ) -> jax.Array:
-    """Steps round the circle of classes; in int32, as a small dtype may not hold K."""
-    return ((labels.astype(jnp.int32) + steps) % num_classes).astype(labels.dtype)
+    """Steps round the circle of classes; what is no class stays outside of it."""
+    # In int32, as a small dtype may not hold K.
+    moved = ((labels.astype(jnp.int32) + steps) % num_classes).astype(labels.dtype)
+    return jnp.where(in_range(labels, num_classes), moved, labels)
 
 
 def _check(labels: jax.typing.ArrayLike, num_classes: int) -> jax.Array:

@@ -5,8 +5,10 @@ The table of Fan et al. (2024), arXiv:2310.12508, and the tug-of-war of Zhao et 
 
 Accuracies are in percent, come from outputs in evaluation mode, and work under
 ``jit`` and ``vmap``. A row of outputs that holds a NaN is wrong, never right, so that a
-diverged model earns no accuracy (and a UA of 100). What a method must reach is not
-UA 100 but Retrain: :func:`average_gap` and :func:`tow` measure the distance to it.
+diverged model earns no accuracy (and a UA of 100). A label that is no class (255, −1)
+is refused; inside ``jit``, where labels are unknown, the metric is NaN then. What a
+method must reach is not UA 100 but Retrain: :func:`average_gap` and :func:`tow`
+measure the distance to it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,6 +17,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
+
+from mujax._checks import check_labels, in_range
 
 
 def accuracy(outputs: jax.typing.ArrayLike, labels: jax.typing.ArrayLike) -> jax.Array:
@@ -25,13 +29,15 @@ def accuracy(outputs: jax.typing.ArrayLike, labels: jax.typing.ArrayLike) -> jax
     Args:
       outputs: logits or probabilities, (N, K); of equal outputs the first class wins,
         and a row with a NaN is wrong.
-      labels: true labels, (N,).
+      labels: true labels in [0, K), (N,).
 
     Returns:
-      A float32 scalar in [0, 100].
+      A float32 scalar in [0, 100]; NaN inside ``jit`` if a label is outside [0, K).
 
     Raises:
-      ValueError: there is no example, or the shapes do not fit each other.
+      ValueError: there is no example, the shapes do not fit each other, or a label is
+        outside [0, K).
+      TypeError: the labels are not integers.
 
     Example:
       >>> accuracy(jnp.array([[2.0, 1.0], [0.0, 3.0]]), jnp.array([0, 0]))
@@ -40,8 +46,8 @@ def accuracy(outputs: jax.typing.ArrayLike, labels: jax.typing.ArrayLike) -> jax
     Reference:
       `Fan et al. (2024) <https://arxiv.org/abs/2310.12508>`_.
     """
-    correct = _correct(outputs, labels)
-    return _percent(jnp.sum(correct), correct.size)
+    correct, known = _correct(outputs, labels)
+    return _percent(jnp.sum(correct), jnp.where(known, correct.size, 0))
 
 
 def unlearning_accuracy(
@@ -53,13 +59,13 @@ def unlearning_accuracy(
 
     Args:
       forget_outputs: logits or probabilities on D_f, (N, K).
-      forget_labels: true labels of D_f, (N,).
+      forget_labels: true labels in [0, K) of D_f, (N,).
 
     Returns:
       A float32 scalar in [0, 100].
 
     Raises:
-      ValueError: as in :func:`accuracy`.
+      ValueError, TypeError: as in :func:`accuracy`.
 
     Example:
       >>> unlearning_accuracy(jnp.array([[2.0, 1.0], [0.0, 3.0]]), jnp.array([1, 1]))
@@ -80,13 +86,13 @@ def retain_accuracy(
 
     Args:
       retain_outputs: logits or probabilities on D_r, (N, K).
-      retain_labels: true labels of D_r, (N,).
+      retain_labels: true labels in [0, K) of D_r, (N,).
 
     Returns:
       A float32 scalar in [0, 100].
 
     Raises:
-      ValueError: as in :func:`accuracy`.
+      ValueError, TypeError: as in :func:`accuracy`.
 
     Example:
       >>> retain_accuracy(jnp.array([[2.0, 1.0]]), jnp.array([0]))
@@ -110,7 +116,7 @@ def test_accuracy(
 
     Args:
       test_outputs: logits or probabilities on D_t, (N, K).
-      test_labels: true labels of D_t, (N,).
+      test_labels: true labels in [0, K) of D_t, (N,).
       exclude_class: :math:`c`, the class that class-wise forgetting forgets; None
         keeps the whole test set.
 
@@ -133,14 +139,14 @@ def test_accuracy(
     """
     if exclude_class is None:
         return accuracy(test_outputs, test_labels)
-    correct = _correct(test_outputs, test_labels)
+    correct, known = _correct(test_outputs, test_labels)
     kept = jnp.asarray(test_labels) != exclude_class
     if not isinstance(kept, Tracer) and not kept.any():
         raise ValueError(
             f"Got test labels of class {exclude_class} alone, which is excluded; give "
             "examples of another class."
         )
-    return _percent(jnp.sum(correct & kept), jnp.sum(kept))
+    return _percent(jnp.sum(correct & kept), jnp.where(known, jnp.sum(kept), 0))
 
 
 def average_gap(
@@ -218,8 +224,10 @@ def tow(forget: Any, retain: Any, test: Any, *, reference: tuple[Any, Any, Any])
     return share
 
 
-def _correct(outputs: jax.typing.ArrayLike, labels: jax.typing.ArrayLike) -> jax.Array:
-    """Whether each row is right, boolean (N,); argmax alone would choose a NaN."""
+def _correct(
+    outputs: jax.typing.ArrayLike, labels: jax.typing.ArrayLike
+) -> tuple[jax.Array, jax.Array]:
+    """Whether each row is right, boolean (N,), and whether all labels are classes."""
     outputs, labels = jnp.asarray(outputs), jnp.asarray(labels)
     if outputs.ndim != 2 or labels.shape != outputs.shape[:1]:
         raise ValueError(
@@ -231,12 +239,16 @@ def _correct(outputs: jax.typing.ArrayLike, labels: jax.typing.ArrayLike) -> jax
             f"Got outputs {outputs.shape}, wanted at least one example; is the set "
             "empty?"
         )
-    known = ~jnp.isnan(outputs).any(axis=1)
-    return known & (jnp.argmax(outputs, axis=1) == labels)
+    check_labels(labels, outputs.shape[1])
+    # argmax alone would choose a NaN.
+    finite = ~jnp.isnan(outputs).any(axis=1)
+    known = in_range(labels, outputs.shape[1]).all()
+    return finite & (jnp.argmax(outputs, axis=1) == labels), known
 
 
 def _percent(hits: jax.Array, count: jax.typing.ArrayLike) -> jax.Array:
     """Share in percent; NaN of nothing."""
     # XLA divides by a constant through its reciprocal: N of N would be 100.00001.
     perfect = (hits == count) & (hits > 0)
-    return jnp.where(perfect, 100.0, 100 * (hits / count))
+    share = jnp.where(count == 0, jnp.nan, hits / jnp.maximum(count, 1))
+    return jnp.where(perfect, 100.0, 100 * share)

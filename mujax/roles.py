@@ -14,6 +14,7 @@ neighbours do, under the conventions of the model libraries:
 What this leaves open is an error that says how to name the leaf, never a guess.
 """
 
+import collections
 import dataclasses
 import fnmatch
 import math
@@ -24,7 +25,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mujax._readings import Leaf, MatrixAxes, Reading, has, module_of, read
+from mujax._readings import Leaf, MatrixAxes, Path, Reading, has, module_of, read
 from mujax._trees import PyTree, is_array
 
 LARGEST_WINDOW = 11  # side of the largest window that is taken for one by its shape
@@ -44,6 +45,22 @@ class Role:
 
     name: str
     axes: MatrixAxes | None = None
+
+
+class UnknownRoleError(ValueError):
+    """The role of a leaf cannot be told.
+
+    Attributes:
+      leaf: its name.
+      reason: its shape, and what it could be.
+    """
+
+    def __init__(self, leaf: str, reason: str):
+        super().__init__(
+            f"{reason}; say which with overrides={{{leaf!r}: MatrixAxes(...)}}, or "
+            "None there if it is no kernel."
+        )
+        self.leaf, self.reason = leaf, reason
 
 
 def infer(
@@ -67,7 +84,8 @@ def infer(
       A tree like ``params`` of :class:`Role`.
 
     Raises:
-      ValueError: the role of a leaf cannot be told, or a pattern fits no leaf.
+      UnknownRoleError: the role of a leaf cannot be told.
+      ValueError: a pattern fits no leaf.
 
     Example:
       >>> layer = {"kernel": np.ones((8, 2, 4)), "bias": np.ones((2, 4))}
@@ -90,6 +108,10 @@ def infer(
         if names[i] in read_leaves:
             read_leaves[names[i]].readings = []
     _agree(list(read_leaves.values()))
+    scopes: dict[Path, list[Leaf]] = collections.defaultdict(list)
+    for leaf in read_leaves.values():
+        for depth in range(len(leaf.path)):
+            scopes[leaf.path[:depth]].append(leaf)
     roles, unknown = [], []
     for i, name in enumerate(names):
         if i in given:
@@ -97,12 +119,12 @@ def infer(
         elif name not in read_leaves:
             roles.append(Role("vector"))
         else:
-            picked = _pick(read_leaves[name], list(read_leaves.values()))
+            picked = _pick(read_leaves[name], scopes)
             roles.append(Role(picked[0].role, picked[0].axes) if picked else None)
             if len(picked) != 1:
                 unknown.append((read_leaves[name], picked))
     if unknown:
-        raise ValueError(_open_message(*unknown[0], others=len(unknown) - 1))
+        raise _unknown(*unknown[0], others=len(unknown) - 1)
     return structure.unflatten(roles)
 
 
@@ -111,7 +133,7 @@ def leaf_names(tree: PyTree) -> list[str]:
 
     Example:
       >>> leaf_names({"mlp/~/linear_0": {"w": 1.0}, "blocks": [2.0]})
-      ['blocks/0', 'mlp/linear_0/w']
+      ['blocks/0', 'mlp/~/linear_0/w']
     """
     return [leaf_name(path) for path, _ in jax.tree.leaves_with_path(tree)]
 
@@ -139,11 +161,11 @@ def match_names(patterns: Mapping[str, Any], names: Sequence[str]) -> dict[int, 
 
 
 def leaf_name(path: Iterable[Any]) -> str:
-    """A key path as ``"blocks/0/query/kernel"``, without what boxes and haiku add.
+    """A key path as ``"blocks/0/query/kernel"``, without what boxes add.
 
     Example:
-      >>> leaf_name((jax.tree_util.DictKey("mlp/~/linear_0"),))
-      'mlp/linear_0'
+      >>> leaf_name((jax.tree_util.DictKey("w"), jax.tree_util.GetAttrKey("value")))
+      'w'
     """
     names = []
     for key in path:
@@ -152,7 +174,7 @@ def leaf_name(path: Iterable[Any]) -> str:
             text = (
                 jax.tree_util.keystr((key,), simple=True) if part is key else str(part)
             )
-            names += [x for x in re.split(r"[/.]", text) if x not in ("", "~")]
+            names += [x for x in re.split(r"[/.]", text) if x]
     while len(names) > 1 and names[-1] in ("value", "raw_value"):
         names.pop()
     return "/".join(names)
@@ -163,9 +185,11 @@ def _agree(leaves: Sequence[Leaf]) -> None:
 
     What the queries put out, heads × dim entries, is what the output projection takes.
     """
-    heads = [leaf for leaf in leaves if leaf.heads and leaf.readings]
-    for scope in {leaf.path[:-2] for leaf in heads}:
-        layer = [leaf for leaf in heads if leaf.path[:-2] == scope]
+    layers = collections.defaultdict(list)
+    for leaf in leaves:
+        if leaf.heads and leaf.readings:
+            layers[leaf.path[:-2]].append(leaf)
+    for layer in layers.values():
         stacks = set.intersection(*({r.stack for r in x.readings} for x in layer))
         for query in layer:
             for out in layer:
@@ -182,14 +206,14 @@ def _joined(query: Leaf, out: Leaf, stack: int) -> bool:
     return sides[0] == sides[1] or has(query.path[-1], ["weight"])
 
 
-def _pick(leaf: Leaf, leaves: Sequence[Leaf]) -> list[Reading]:
+def _pick(leaf: Leaf, scopes: Mapping[Path, Sequence[Leaf]]) -> list[Reading]:
     """The readings that remain: one if the leaf's role is known."""
     if not any(r.axes for r in leaf.readings):
         return leaf.readings[:1]
     kernels = [r for r in leaf.readings if r.axes]
     stacks = {r.stack for r in leaf.readings} - {0}
     for stack in sorted(stacks, reverse=True) if len(leaf.readings) > 1 else ():
-        if _stacked(leaf, stack, leaves):
+        if _stacked(leaf, stack, scopes):
             picked = [r for r in leaf.readings if r.stack == stack]
             # One vector a layer, or a matrix that is none's: it cannot be told.
             return _by_window(picked) if picked[0].axes else leaf.readings
@@ -201,7 +225,7 @@ def _pick(leaf: Leaf, leaves: Sequence[Leaf]) -> list[Reading]:
     return kernels if odd else _by_window(picked)
 
 
-def _stacked(leaf: Leaf, stack: int, leaves: Sequence[Leaf]) -> bool:
+def _stacked(leaf: Leaf, stack: int, scopes: Mapping[Path, Sequence[Leaf]]) -> bool:
     """Whether a module around the leaf stacks its layers on that many axes.
 
     All its leaves then share these axes and can be read so, and one of them must be, or
@@ -209,7 +233,7 @@ def _stacked(leaf: Leaf, stack: int, leaves: Sequence[Leaf]) -> bool:
     """
     for depth in range(len(leaf.path)):
         scope = leaf.path[:depth]
-        inside = [x for x in leaves if x.path[:depth] == scope]
+        inside = scopes[scope]
         alike = all(
             x.shape[:stack] == leaf.shape[:stack]
             and (not x.readings or max(r.stack for r in x.readings) >= stack)
@@ -230,7 +254,7 @@ def _shows(leaf: Leaf, stack: int) -> bool:
 
 
 def _by_window(readings: list[Reading]) -> list[Reading]:
-    """The one reading whose window is square and smallest, if others compete with it."""
+    """The reading whose window is square and smallest, if several compete."""
     if len(readings) == 1:
         return readings
     square = [r for r in readings if len(r.window) > 1 and len(set(r.window)) == 1]
@@ -248,15 +272,16 @@ def _window_like(window: Sequence[int]) -> bool:
     return len(set(window)) == 1 or 1 in window or small
 
 
-def _open_message(leaf: Leaf, readings: Sequence[Reading], others: int) -> str:
-    """What a leaf could be and how to say which it is."""
+def _unknown(leaf: Leaf, readings: Sequence[Reading], others: int) -> UnknownRoleError:
+    """The error that says what a leaf could be."""
     name = "/".join(leaf.path)
     could = dict.fromkeys(
         f"{r.role} {r.axes}" if r.axes else "a stack of vectors" for r in readings
     )
-    more = f" ({others} more leaves are open, too)" if others else ""
-    return (
+    also = f" ({others} more {'leaf is' if others == 1 else 'leaves are'} open, too)"
+    return UnknownRoleError(
+        name,
         f"The leaf {name or 'at the root'} of shape {leaf.shape} could be "
-        f"{' or '.join(could)}{more}; say which with overrides={{{name!r}: "
-        "MatrixAxes(...)}, or None there if it is no kernel."
+        f"{' or '.join(list(could)[:2])}{' or other' * (len(could) > 2)}"
+        f"{also * (others > 0)}",
     )

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mujax import gradients
+from mujax._meshes import zeros_along
 from mujax._trees import (
     PyTree,
     array_leaves,
@@ -197,7 +198,7 @@ def random_mask(key: jax.Array, like: PyTree, fraction: jax.typing.ArrayLike) ->
     """
     leaves, structure = jax.tree.flatten(like)
     scores = [
-        jax.random.uniform(jax.random.fold_in(key, i), jnp.shape(leaf))
+        _uniform_like(zeros_along(leaf, jnp.float32), jax.random.fold_in(key, i))
         if is_array(leaf)
         else None
         for i, leaf in enumerate(leaves)
@@ -236,6 +237,12 @@ def kth_smallest(tree: PyTree, k: jax.typing.ArrayLike) -> jax.Array:
     return _kth_smallest(tree, jnp.minimum(k, total))
 
 
+@jax.jit
+def _uniform_like(zeros: jax.Array, key: jax.Array) -> jax.Array:
+    """Uniform numbers, made where they lie on the devices."""
+    return zeros + jax.random.uniform(key, zeros.shape, zeros.dtype)
+
+
 def _top_fraction_mask(saliency: PyTree, fraction: jax.typing.ArrayLike) -> PyTree:
     """The mask of scores that have been looked at; false where one is not finite."""
     check_fraction(fraction)
@@ -245,8 +252,8 @@ def _top_fraction_mask(saliency: PyTree, fraction: jax.typing.ArrayLike) -> PyTr
         return _top_count_mask(saliency, count)
     count = math.floor(float(fraction) * total)
     if count in (0, total):
-        sound = _sound(saliency) & (count == total)
-        return jax.tree.map(lambda s: jnp.broadcast_to(sound, jnp.shape(s)), saliency)
+        kept = _sound(saliency) & (count == total)
+        return jax.tree.map(lambda s: zeros_along(s, bool) | kept, saliency)
     return _top_count_mask(saliency, jnp.uint32(count))
 
 
@@ -322,7 +329,7 @@ def _largest(holds: Callable[[jax.Array], jax.Array]) -> jax.Array:
     """The largest uint32 for which a predicate holds that is true at 0 and monotone."""
 
     def body(i, low):
-        candidate = low | (jnp.uint32(1 << 31) >> i.astype(jnp.uint32))
+        candidate = low | (jnp.uint32(1 << 31) >> jnp.asarray(i, jnp.uint32))
         return jnp.where(holds(candidate), candidate, low)
 
     return jax.lax.fori_loop(0, 32, body, jnp.uint32(0))

@@ -13,7 +13,6 @@ lives, on one device or on a mesh of Auto or Explicit axes.
 """
 
 import dataclasses
-import numbers
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -60,11 +59,11 @@ def kernel_axes(path: Any, leaf: Any) -> MatrixAxes | None:
 
 def svd_bases(
     grads: PyTree,
-    energy: float | jax.Array = 0.95,
+    energy: float | np.floating | jax.Array = 0.95,
     orthogonal_to: PyTree | None = None,
     *,
-    rank: int | None = None,
-    max_rank: int | None = None,
+    rank: int | np.integer | jax.Array | None = None,
+    max_rank: int | np.integer | jax.Array | None = None,
     per_channel: bool = False,
     axes: PyTree | Callable[[Any, Any], MatrixAxes | None] | None = None,
     overrides: Mapping[str, MatrixAxes | None] | None = None,
@@ -124,10 +123,11 @@ def svd_bases(
     views = views_of(grads, axes, overrides)
     weights: list[Any] = leaves
     if orthogonal_to is not None:
-        held = match(orthogonal_to, grads, "orthogonal_to", "grads")
-        weights = treedef.flatten_up_to(held)
-        check_finite(held, "orthogonal_to")
-    check_finite(grads, "grads")
+        orthogonal_to = match(orthogonal_to, grads, "orthogonal_to", "grads")
+        weights = treedef.flatten_up_to(orthogonal_to)
+    with jax.ensure_compile_time_eval():  # a jit may close over known gradients
+        check_finite(grads, "grads")
+        check_finite(orthogonal_to, "orthogonal_to")
     kernels = [i for i, view in enumerate(views) if view is not None]
     found = factor(
         [leaves[i] for i in kernels],
@@ -282,7 +282,7 @@ def _check_energy(energy: Any) -> None:
     """Raises unless energy is a share in (0, 1]; one that is traced passes."""
     if is_traced(energy):
         return
-    number = isinstance(energy, numbers.Real) or hasattr(energy, "dtype")
+    number = hasattr(energy, "dtype") or isinstance(energy, int | float)
     if not number or np.shape(energy) != () or not 0 < float(energy) <= 1:
         raise ValueError(f"energy is {energy}; give a share in (0, 1].")
 
@@ -295,7 +295,7 @@ def _checked_rank(name: str, rank: Any) -> int | None:
     whole = dtype is not None and jnp.issubdtype(dtype, jnp.integer)
     if is_traced(rank) or not whole or np.shape(rank) != () or int(rank) < 1:
         raise ValueError(
-            f"{name} is {rank!r}; give an int of at least 1 that no jit traces, or None."
+            f"{name} is {rank!r}; give an int of at least 1, not traced, or None."
         )
     return int(rank)
 
@@ -318,15 +318,16 @@ def _projected(leaf: jax.Array, basis: Basis) -> jax.Array:
 
 
 def _replace(treedef, leaves, kernels, function, *others) -> PyTree:
-    """A tree whose kernels are ``function(kernel, basis, *others)``, placed as before."""
-    places = [i for i, _, _ in kernels]
-    old = [jnp.asarray(leaves[i]) for i in places]
+    """A tree of ``function(kernel, basis, *others)``, each kernel placed as before."""
 
     def apply(*lists):
         return [function(*each) for each in zip(*lists, strict=True)]
 
+    old = [jnp.asarray(leaves[i]) for i, _, _ in kernels]
     bases = [basis for _, _, basis in kernels]
     new = on_auto_axes(apply, old, bases, *map(list, others), like=old)
-    for i, leaf in zip(places, new, strict=True):
-        leaves[i] = leaf
+    for (i, _, _), kernel, before in zip(kernels, new, old, strict=True):
+        # Outside jit a reshaping may have gathered what lay on several devices.
+        placed = not is_traced(before)
+        leaves[i] = jax.device_put(kernel, before.sharding) if placed else kernel
     return treedef.unflatten(leaves)

@@ -4,9 +4,11 @@ Each is a transform for :func:`optax.chain`, with any optimiser, any model libra
 ``jit``, ``vmap`` and any sharding. Put :func:`mask_updates` **last**: what stands
 behind it can move a frozen weight again, what stands before it cannot. Where norms are
 clipped put it **first as well**, or gradients of frozen weights use up the norm.
-Transforms that combine two gradients take the second as ``update(...,
-forget_grads=...)`` or both as :class:`mujax.wrappers.TwoGradients`; all of them accept
-and ignore extra arguments that they do not know.
+Transforms that combine two gradients come **first** and take the second as
+``update(..., forget_grads=...)`` or both as :class:`mujax.wrappers.TwoGradients`, which
+masks, projectors and what else stands in front of them then see as well. All of them
+accept and ignore extra arguments that they do not know. The guide
+``docs/composing.md`` has every wrapper of optax.
 
 Trees that a transform holds or is given (masks, bases, forgetting gradients) meet the
 updates by the paths of their leaves, whatever the containers are, and inside
@@ -25,7 +27,16 @@ import numpy as np
 import optax
 
 from mujax import correction, saliency, subspace, wrappers
-from mujax._trees import PyTree, check_fraction, check_mask, is_traced, match, size
+from mujax._trees import (
+    PyTree,
+    check_fraction,
+    check_inexact,
+    check_mask,
+    is_array,
+    is_traced,
+    match,
+    size,
+)
 
 Scalar = float | jax.Array | optax.Schedule
 
@@ -63,18 +74,18 @@ def mask_updates(mask: PyTree) -> optax.GradientTransformationExtraArgs:
     check_mask(mask)
 
     def init_fn(params):
-        match(mask, params, "mask", "params")
+        if _is_tree(params):
+            match(mask, params, "mask", "params")
         return optax.EmptyState()
+
+    def masked(updates):
+        held = match(mask, updates, "mask", "updates")
+        _check_addressable(mask, updates, "mask")
+        return jax.tree.map(_where, held, updates)
 
     def update_fn(updates, state, params=None, **extra_args):
         del params, extra_args
-        held = match(mask, updates, "mask", "updates")
-        _check_addressable(mask, updates, "mask")
-        # Negative zero is the neutral element of addition: a weight of -0.0 plus 0.0
-        # would turn into 0.0 and no longer be bit-identical.
-        return jax.tree.map(
-            lambda m, u: jnp.where(m, u, _negative_zero(u)), held, updates
-        ), state
+        return wrappers.on_each(masked, updates), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -244,23 +255,23 @@ def project_updates(
         return node is None or isinstance(node, subspace.Basis)
 
     def init_fn(params):
-        jax.eval_shape(lambda p: subspace.project(p, bases), params)
+        if _is_tree(params):
+            jax.eval_shape(lambda p: subspace.project(p, bases), params)
         return optax.EmptyState()
+
+    def projected(updates):
+        _check_addressable(bases, updates, "bases")
+        inside = subspace.project(updates, bases)
+        if freeze_rest:
+            held = match(bases, inside, "bases", "updates", is_leaf=is_basis)
+            inside = jax.tree.map(
+                lambda u, basis: _where(basis is not None, u), inside, held
+            )
+        return inside
 
     def update_fn(updates, state, params=None, **extra_args):
         del params, extra_args
-        _check_addressable(bases, updates, "bases")
-        projected = subspace.project(updates, bases)
-        if freeze_rest:
-            held = match(bases, projected, "bases", "updates", is_leaf=is_basis)
-            projected = jax.tree.map(
-                lambda u, basis: (
-                    u if basis is not None else jnp.full_like(u, _negative_zero(u))
-                ),
-                projected,
-                held,
-            )
-        return projected, state
+        return wrappers.on_each(projected, updates), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -317,8 +328,16 @@ def soft_threshold_updates(
         check_fraction(fraction)
 
     def init_fn(params):
+        wrappers.refuse_other_weights()
+        if isinstance(params, optax.LookaheadParams):
+            raise ValueError(
+                "soft_threshold_updates got LookaheadParams, wanted the fast ones "
+                "alone: put it inside, optax.lookahead(optax.chain(…, "
+                "soft_threshold_updates(…)), …)."
+            )
+        check_inexact(params, "params")
         # A copy: the caller may donate the parameters to a jitted step.
-        anchor = jax.tree.map(jnp.copy, params)
+        anchor = jax.tree.map(lambda p: jnp.copy(p) if is_array(p) else None, params)
         return SoftThresholdState(jnp.zeros([], jnp.int32), anchor)
 
     def update_fn(updates, state, params=None, **extra_args):
@@ -328,6 +347,7 @@ def soft_threshold_updates(
                 "soft_threshold_updates got params=None, wanted the parameters: call "
                 "update(updates, state, params)."
             )
+        check_inexact(updates, "updates")
         params = match(params, updates, "params", "updates")
         anchor = match(state.anchor, updates, "the anchor", "updates")
         moved = jax.tree.map(lambda p, u, a: (p - a) + u, params, updates, anchor)
@@ -336,9 +356,11 @@ def soft_threshold_updates(
         gamma = saliency.kth_smallest(distances, rank)
 
         def pull(delta, p, u, a):
-            # The others step from where they are, so that γ = 0 leaves u as it is.
-            stays = jnp.abs(delta) <= gamma
-            return jnp.where(stays, a - p, u - jnp.sign(delta) * gamma).astype(u.dtype)
+            # γ is exact among distances as float32, and so is the comparison. The
+            # others step from where they are, so that γ = 0 leaves u as it is.
+            stays = jnp.abs(delta).astype(jnp.float32) <= gamma
+            step = jnp.where(stays, a - p, u - jnp.sign(delta) * gamma)
+            return step.astype(jnp.result_type(u))
 
         pulled = jax.tree.map(pull, moved, params, updates, anchor)
         return pulled, SoftThresholdState(_next(state.count), state.anchor)
@@ -353,13 +375,17 @@ def _combine_gradients(
 
     def init_fn(params):
         del params
+        wrappers.refuse_half_seen()
         return CombineGradientsState(jnp.zeros([], jnp.int32))
 
     def update_fn(updates, state, params=None, *, forget_grads=None, **extra_args):
         del params, extra_args
         wrappers.refuse_half_seen()
         both = wrappers.take_both(updates, forget_grads)
-        combined = rule(both.retain, both.forget, state.count)
+        for tree, name in ((both.retain, "updates"), (both.forget, "forget_grads")):
+            check_inexact(tree, name)
+        retain = jax.tree.map(jnp.asarray, both.retain)
+        combined = rule(retain, both.forget, state.count)
         return combined, CombineGradientsState(_next(state.count))
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
@@ -378,11 +404,26 @@ def _check_addressable(held: PyTree, updates: PyTree, name: str) -> None:
             )
 
 
-def _negative_zero(u: jax.Array) -> jax.Array:
-    """What addition leaves every number as it is with, in the dtype of an update."""
+def _is_tree(params: PyTree) -> bool:
+    """Whether there are parameters: ``tree_map_params`` of optax inits with none."""
+    return bool(jax.tree.leaves(params))
+
+
+def _where(moves: jax.typing.ArrayLike, u: jax.Array) -> jax.Array:
+    """An update where it may move, and nothing elsewhere.
+
+    Nothing is negative zero, the neutral element of addition: a weight of -0.0 plus
+    0.0 would turn into 0.0 and no longer be bit-identical. What no number can be added
+    to, such as the float0 gradient of an integer, passes.
+    """
     dtype = jnp.result_type(u)
-    both = complex(-0.0, -0.0)
-    return jnp.asarray(both if jnp.iscomplexobj(u) else -0.0, dtype)
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        nothing = complex(-0.0, -0.0)
+    elif jnp.issubdtype(dtype, jnp.number):
+        nothing = -0.0
+    else:
+        return u
+    return jnp.where(moves, u, jnp.asarray(nothing, dtype))
 
 
 def _next(count: jax.Array) -> jax.Array:
@@ -396,7 +437,10 @@ def _at(value: Scalar, count: jax.Array) -> jax.typing.ArrayLike:
 
 
 def _floor(share: jax.typing.ArrayLike, total: int) -> jax.typing.ArrayLike:
-    """Floor of a share of a total; a number's as in saliency.top_fraction_mask."""
-    if is_traced(share):
+    """Floor of a share of a total; a number's as in saliency.top_fraction_mask.
+
+    An array is multiplied in float32 whether traced or not, as a schedule's value is.
+    """
+    if isinstance(share, jax.Array):
         return jnp.floor(share * jnp.float32(total))
-    return np.uint32(math.floor(float(share) * total))
+    return np.uint32(math.floor(float(np.asarray(share)) * total))

@@ -4,13 +4,14 @@ A wrapper of optax (gradient accumulation, a guard against numbers that are not 
 looks at the gradients that it is given as ``updates``. A transform of
 :mod:`mujax.transforms` that combines two gradients takes the second as
 ``forget_grads``, which a wrapper hands on without looking: it would average one
-gradient and not the other. :func:`with_both_gradients` shows it both. Inside
-:class:`optax.MultiSteps` and :func:`optax.apply_if_finite` such a transform refuses to
-run without it.
+gradient and not the other. :func:`with_both_gradients` shows it both. Inside of a
+wrapper that would use one gradient alone, such as :class:`optax.MultiSteps`, such a
+transform refuses to be initialised, and to run, without it.
 """
 
 import sys
 from collections.abc import Callable
+from types import CodeType
 from typing import Any, NamedTuple
 
 import jax
@@ -76,20 +77,22 @@ def with_both_gradients(
     """
     tx = optax.with_extra_args_support(inner)
 
-    def update_inner(updates, state, params=None, **extra_args):
+    def init_inner(params):
+        return tx.init(_both(params).retain)
+
+    def update_inner(updates, state, params: Any = None, **extra_args):
+        both = _both(updates)
         params = None if params is None else params.retain
         moved, state = tx.update(
-            updates.retain, state, params, forget_grads=updates.forget, **extra_args
+            both.retain, state, params, forget_grads=both.forget, **extra_args
         )
-        nothing = jax.tree.map(jnp.zeros_like, updates.forget)
+        nothing = jax.tree.map(jnp.zeros_like, both.forget)
         return TwoGradients(moved, nothing), state
 
-    seeing = wrapper(
-        optax.GradientTransformationExtraArgs(lambda p: tx.init(p.retain), update_inner)
-    )
-    outer = optax.with_extra_args_support(
-        optax.GradientTransformationExtraArgs(seeing.init, seeing.update)
-    )
+    seeing = wrapper(optax.GradientTransformationExtraArgs(init_inner, update_inner))
+    if isinstance(seeing, optax.MultiSteps):
+        seeing = seeing.gradient_transformation()
+    outer = optax.with_extra_args_support(seeing)
 
     def init_fn(params):
         return outer.init(TwoGradients(params, params))
@@ -101,7 +104,7 @@ def with_both_gradients(
         )
         seen = None if params is None else TwoGradients(params, params)
         moved, state = outer.update(both, state, seen, **extra_args)
-        return moved.retain, state
+        return _both(moved).retain, state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -154,31 +157,117 @@ def take_both(updates: Any, forget_grads: PyTree | None) -> TwoGradients:
     return TwoGradients(updates, forget_grads)
 
 
+def on_each(function: Callable[[PyTree], PyTree], updates: Any) -> Any:
+    """Applies a function to updates, or to both gradients."""
+    if isinstance(updates, TwoGradients):
+        return TwoGradients(*map(function, updates))
+    return function(updates)
+
+
 def refuse_half_seen() -> None:
     """Raises where a wrapper of optax would treat one of two gradients alone.
 
     A wrapper calls its inner transform with the second gradient untouched, which the
-    arguments do not tell. The callers do.
+    arguments do not tell. The callers do; those of ``init`` too, since an update that
+    was compiled elsewhere is not traced again.
 
     Raises:
-      ValueError: naming the wrapper.
+      ValueError: naming the wrapper and what to write.
     """
-    frame = sys._getframe(1)
+    _refuse(_ONE_SIDED)
+
+
+def refuse_other_weights() -> None:
+    """Raises in ``init`` where parameters and update do not make the next parameters.
+
+    Raises:
+      ValueError: naming the wrapper and what to write.
+    """
+    _refuse(_OTHER_WEIGHTS)
+
+
+def _refuse(messages: dict[CodeType, str]) -> None:
+    """Raises the message of the nearest caller that has one."""
+    frame = sys._getframe(2)
     while frame is not None:
-        if frame.f_code.co_name == "update_inner" and frame.f_globals is globals():
+        name = frame.f_code.co_name
+        if name in ("init_inner", "update_inner") and frame.f_globals is globals():
             return
-        name = _ONE_SIDED.get(frame.f_code)
-        if name is not None:
-            raise ValueError(
-                f"{name} sees only the first of two gradients and would leave "
-                "forget_grads as it comes: build it with "
-                f"mujax.wrappers.with_both_gradients(lambda tx: {name}(tx, …), inner)."
-            )
+        if frame.f_code in messages:
+            raise ValueError(messages[frame.f_code])
         frame = frame.f_back
 
 
-_ONE_SIDED = {
-    optax.MultiSteps.update.__code__: "optax.MultiSteps",
-    optax.apply_if_finite(optax.identity(), 1).update.__code__: "optax.apply_if_finite",
-}
-"""Wrappers that average or examine what they are given as updates."""
+def _both(tree: Any) -> TwoGradients:
+    """What a wrapper hands on, if it has kept the two gradients apart."""
+    if isinstance(tree, TwoGradients):
+        return tree
+    raise ValueError(
+        f"with_both_gradients got {type(tree).__name__} from the wrapper, wanted "
+        "TwoGradients: put what changes the tree, such as optax.flatten, behind the "
+        "transform, optax.chain(ours, wrapper(inner))."
+    )
+
+
+def _codes(tx: Any, *functions: str) -> list[CodeType]:
+    """The code that all transforms of a kind share."""
+    return [getattr(tx, name).__code__ for name in functions]
+
+
+_IDENTITY = optax.identity()
+_SHOW_BOTH = (
+    "{0} sees only the first of two gradients and would leave forget_grads as it "
+    "comes: build it with mujax.wrappers.with_both_gradients(lambda tx: {0}(tx, …), "
+    "inner)."
+)
+_IN_FRONT = (
+    "{0} uses the first of two gradients itself, as it comes: put the transform that "
+    "combines them in front, optax.chain(ours, {0}(inner))."
+)
+_BEHIND = (
+    "Inside of {0} the update of soft_threshold_updates would be taken for another: "
+    "put it behind, optax.chain({0}(inner), soft_threshold_updates(…))."
+)
+_KEEP_STATE = (
+    "{0}(reset_state=True) would lose the parameters from which soft_threshold_updates "
+    "measures: give reset_state=False."
+)
+
+
+def _messages(
+    *rows: tuple[str, list[CodeType], str],
+) -> dict[CodeType, str]:
+    """Messages by the code of the functions that they are about."""
+    return {code: text.format(name) for name, codes, text in rows for code in codes}
+
+
+_MECHANIZE = _codes(optax.contrib.mechanize(_IDENTITY), "init", "update")
+_ONE_SIDED = _messages(
+    ("optax.MultiSteps", _codes(optax.MultiSteps, "init", "update"), _SHOW_BOTH),
+    (
+        "optax.apply_if_finite",
+        _codes(optax.apply_if_finite(_IDENTITY, 1), "init", "update"),
+        _SHOW_BOTH,
+    ),
+    ("optax.contrib.mechanize", _MECHANIZE, _IN_FRONT),
+    (
+        "optax.contrib.sam",
+        _codes(optax.contrib.sam(_IDENTITY, _IDENTITY), "init", "update"),
+        _IN_FRONT,
+    ),
+)
+"""Wrappers that average, examine or use what they are given as updates."""
+_OTHER_WEIGHTS = _messages(
+    (
+        "optax.contrib.schedule_free",
+        _codes(optax.contrib.schedule_free(_IDENTITY, 1.0), "init"),
+        _BEHIND,
+    ),
+    ("optax.contrib.mechanize", _MECHANIZE, _BEHIND),
+    (
+        "optax.lookahead",
+        _codes(optax.lookahead(_IDENTITY, 1, 1.0), "update"),
+        _KEEP_STATE,
+    ),
+)
+"""Wrappers inside of which parameters plus update are not the next parameters."""

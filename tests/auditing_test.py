@@ -4,6 +4,7 @@ import math
 
 import hypothesis
 import hypothesis.strategies as st
+import jax
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
@@ -11,13 +12,7 @@ from absl.testing import absltest, parameterized
 from mujax import auditing
 from tests import reference
 
-FEATURES = (
-    ("confidence", auditing.confidence),
-    ("correctness", auditing.correctness),
-    ("entropy", auditing.entropy),
-    ("modified_entropy", auditing.modified_entropy),
-    ("probabilities", auditing.probabilities),
-)
+FEATURES = tuple(auditing.FEATURES.items())
 
 
 def random_probs(seed, size=30, num_classes=5):
@@ -139,6 +134,32 @@ class FeaturesTest(parameterized.TestCase):
             with self.assertRaisesRegex(ValueError, message):
                 feature(probs, labels)
 
+    @parameterized.named_parameters(
+        ("logits", [[0.5, 0.5], [3.0, -1.0]], "row 1 goes from -1 to 3 and sums to 2"),
+        ("logits_by_chance", [[1.5, -0.5]], "goes from -0.5 to 1.5 and sums to 1"),
+        ("logarithms", [[-0.7, -0.7]], "take the softmax of logits first"),
+        ("percent", [[75, 25]], "sums to 100"),
+        ("infinite", [[np.inf, 0.0]], "sums to inf"),
+        ("not_one_over_classes", [[0.5, 0.4]], "sums to 0.9"),
+    )
+    def test_what_is_no_distribution(self, probs, message):
+        for _, feature in FEATURES:
+            with self.assertRaisesRegex(ValueError, message):
+                feature(probs, np.zeros(len(probs), int))
+
+    @parameterized.parameters("float16", "bfloat16")
+    def test_rounded_distributions_pass(self, dtype):
+        logits = np.random.default_rng(0).normal(0, 4, (500, 1000))
+        probs = jax.nn.softmax(jnp.asarray(logits, dtype))
+        for _, feature in FEATURES:
+            self.assertLen(feature(probs, np.zeros(500, int)), 500)
+
+    @parameterized.parameters("float32", "bool")
+    def test_labels_are_integers(self, dtype):
+        for _, feature in FEATURES:
+            with self.assertRaisesRegex(TypeError, f"{dtype} labels, wanted integers"):
+                feature([[0.5, 0.5]], np.zeros(1, dtype))
+
 
 class SvcMembershipTest(parameterized.TestCase):
     @parameterized.named_parameters(
@@ -241,6 +262,11 @@ class BalancedSubsetsTest(parameterized.TestCase):
             counts[auditing.balanced_subsets(seed, 20, 5)[0]] += 1
         np.testing.assert_allclose(counts, 500, atol=100)
 
+    @parameterized.parameters((1, 1), (7, 7), (500, 20))
+    def test_size_has_a_limit(self, max_size, wanted):
+        drawn = auditing.balanced_subsets(3, 30, 20, max_size=max_size)
+        self.assertEqual([len(x) for x in drawn], [wanted, wanted])
+
     @parameterized.parameters((0, 5), (5, 0))
     def test_bad_input(self, num_member, num_nonmember):
         with self.assertRaisesRegex(ValueError, "at least one of each"):
@@ -299,6 +325,128 @@ class ForgetEfficacyTest(parameterized.TestCase):
     def test_empty_forget_set(self):
         with self.assertRaisesRegex(ValueError, r"target of shape \(0,\)"):
             auditing.forget_efficacy(*self.sets((np.ones((0, 10)), np.zeros(0, int))))
+
+
+class MeanForgetEfficacyTest(parameterized.TestCase):
+    def by_hand(self, sets, seed, count, max_size=None):
+        """Single draws of the published attack, in percent."""
+        member, nonmember, target = (
+            probs[np.arange(len(labels)), labels]
+            for probs, labels in zip(sets[::2], sets[1::2], strict=True)
+        )
+        found = []
+        for draw in range(count):
+            members, nonmembers = auditing.balanced_subsets(
+                (seed, draw), len(member), len(nonmember), max_size=max_size
+            )
+            share = auditing.svc_membership(
+                member[members], nonmember[nonmembers], target
+            )
+            found.append(100 * share)
+        return np.array(found)
+
+    def sure(self, tests=80, seed=0):
+        """Outputs of a model as sure of test images as of training images."""
+        rng = np.random.default_rng(seed)
+
+        def outputs(count, scale):
+            p = 1 - scale * rng.exponential(size=count)
+            return np.stack([p, 1 - p], 1), np.zeros(count, int)
+
+        scales = (5 * tests, 1e-3), (tests, 1.1e-3), (24, 1e-3)
+        return [array for pair in scales for array in outputs(*pair)]
+
+    def golden(self, tests=None):
+        data = reference.load("mia")
+        return [
+            data[f"{kind}_{split}"][: tests if split == "test" else None]
+            for split in ("retain", "test", "forget")
+            for kind in ("prob", "labels")
+        ]
+
+    @parameterized.parameters(0, 5)
+    def test_is_the_mean_of_draws_with_its_standard_error(self, seed):
+        found = auditing.mean_forget_efficacy(*self.golden(200), seed=seed)
+        draws = self.by_hand(self.golden(200), seed, found.draws)
+        self.assertAlmostEqual(found.mean, draws.mean())
+        deviation = math.sqrt(((draws - draws.mean()) ** 2).sum() / (len(draws) - 1))
+        self.assertAlmostEqual(found.error, deviation / math.sqrt(len(draws)))
+        self.assertGreater(found.error, 0)
+
+    def test_draws_until_the_error_is_small_and_no_longer(self):
+        sets = self.golden(200)
+        found = auditing.mean_forget_efficacy(*sets, max_error=0.25)
+        self.assertBetween(found.draws, 11, 99)
+        self.assertLessEqual(found.error, 0.25)
+        before = self.by_hand(sets, 0, found.draws - 1)
+        errors = [before[:n].std(ddof=1) / n**0.5 for n in range(10, found.draws)]
+        self.assertGreater(min(errors), 0.25)
+
+    def test_says_so_where_the_draws_do_not_agree(self):
+        draws = self.by_hand(self.sure(), 0, 12)
+        self.assertEqual((draws.min(), draws.max()), (0, 100))
+        found = [
+            auditing.mean_forget_efficacy(*self.sure(), seed=seed) for seed in range(8)
+        ]
+        for one in found:
+            self.assertEqual(one.draws, 100)
+            self.assertGreater(one.error, 1)
+        # Seeds differ by as much as the errors say: a χ² of seven degrees.
+        means = np.array([one.mean for one in found])
+        errors = np.array([one.error for one in found])
+        spread = (((means - means.mean()) / errors) ** 2).sum()
+        self.assertBetween(spread, 0.99, 24.3)  # 0.5 % on either side
+
+    def test_few_draws_that_agree_are_not_believed_where_the_next_may_not(self):
+        # Twelve draws in a hundred call all unseen, the others next to nothing.
+        sets = self.golden(100)
+        draws = self.by_hand(sets, 2, 100)
+        self.assertLess(draws[:10].max(), 20)
+        self.assertGreater(draws.max(), 90)
+        found = auditing.mean_forget_efficacy(*sets, seed=2)
+        self.assertAlmostEqual(found.mean, draws.mean())
+        self.assertGreater(found.error, 1)
+
+    def test_one_draw_where_there_is_but_one(self):
+        sets = self.golden()
+        sets[0], sets[1] = (array[: len(sets[2])] for array in sets[:2])
+        found = auditing.mean_forget_efficacy(*sets)
+        self.assertEqual(found, (auditing.forget_efficacy(*sets), 0, 1))
+
+    def test_few_members_draw_other_non_members(self):
+        sets = self.golden()
+        sets[0], sets[1] = sets[0][:60], sets[1][:60]
+        found = auditing.mean_forget_efficacy(*sets)
+        self.assertGreater(found.draws, 1)
+        self.assertGreater(found.error, 0)
+
+    def test_large_sets_are_drawn_from(self):
+        found = auditing.mean_forget_efficacy(*self.golden(), max_size=50, max_draws=12)
+        draws = self.by_hand(self.golden(), 0, 12, max_size=50)
+        self.assertAlmostEqual(found.mean, draws.mean())
+
+    @parameterized.named_parameters(*FEATURES)
+    def test_any_feature(self, feature):
+        found = auditing.mean_forget_efficacy(*self.golden(50), feature=feature)
+        self.assertBetween(found.mean, 0, 100)
+
+    def test_one_image_of_each(self):
+        one = np.array([[0.9, 0.1]]), np.array([0])
+        found = auditing.mean_forget_efficacy(*one, *one, *one)
+        self.assertIn(found.mean, (0, 100))
+        self.assertEqual(found[1:], (0, 1))
+
+    @parameterized.named_parameters(
+        ("error", {"max_error": -1}, ValueError, "max_error=-1"),
+        ("error_nan", {"max_error": math.nan}, ValueError, "max_error=nan"),
+        ("one_draw", {"min_draws": 1}, ValueError, "min_draws=1, wanted at least 2"),
+        ("fewer", {"max_draws": 9}, ValueError, "max_draws=9, wanted at least 10"),
+        ("half", {"max_draws": 20.5}, TypeError, "max_draws=20.5, wanted a whole"),
+        ("size", {"max_size": 0}, ValueError, "max_size=0, wanted at least 1"),
+    )
+    def test_bad_options(self, options, error, message):
+        with self.assertRaisesRegex(error, message):
+            auditing.mean_forget_efficacy(*self.golden(), **options)
 
 
 class MeanIntervalTest(parameterized.TestCase):

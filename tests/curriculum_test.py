@@ -14,6 +14,11 @@ from tests import reference
 
 PROBS = np.array([[0.7, 0.2, 0.1], [0.0, 1.0, 0.0], [0.25, 0.25, 0.5]], np.float32)
 LABELS = np.array([0, 1, 0])
+SCORES = (
+    curriculum.confidence_difficulty,
+    curriculum.el2n,
+    curriculum.loss_difficulty,
+)
 
 
 def linear_loss(params, batch):
@@ -94,6 +99,41 @@ class OutputScoresTest(parameterized.TestCase):
             self.assertRaisesRegex(ValueError, r"\(N, K\) and"),
         ):
             score(probs, true[:-1])
+
+
+class LabelsTest(parameterized.TestCase):
+    @parameterized.product(score=SCORES, wrong=[255, -1, 3], dtype=["int32", "uint8"])
+    def test_a_label_that_is_no_class_has_no_score(self, score, wrong, dtype):
+        probs = np.full((3, 3), 1 / 3, np.float32)
+        labels = np.array([0, wrong % 256 if dtype == "uint8" else wrong, 2], dtype)
+        with self.assertRaisesRegex(ValueError, f"label {labels[1]} for 3 classes"):
+            score(probs, labels)
+        found = jax.jit(score)(probs, labels)
+        np.testing.assert_array_equal(np.isnan(found), [False, True, False])
+
+    @parameterized.product(score=SCORES, dtype=["float32", "bool"])
+    def test_labels_are_integers(self, score, dtype):
+        with self.assertRaisesRegex(TypeError, f"{dtype} labels, wanted integers"):
+            score(np.full((1, 2), 0.5), np.zeros(1, dtype))
+
+    @parameterized.parameters(1.5, 2.0, "2")
+    def test_numbers_of_things_are_whole(self, number):
+        with self.assertRaisesRegex(TypeError, "num_stages=.*wanted a whole number"):
+            curriculum.assign_stages(jnp.arange(4.0), number)
+        with self.assertRaisesRegex(TypeError, "num_examples=.*wanted a whole number"):
+            curriculum.random_difficulty(jax.random.key(0), number)
+        with self.assertRaisesRegex(TypeError, "batch_size=.*wanted a whole number"):
+            curriculum.gradient_norm(
+                lambda w, x: jnp.mean(x @ w),
+                jnp.zeros(2),
+                jnp.ones((2, 2)),
+                batch_size=number,
+            )
+
+    @parameterized.parameters(np.int8, jnp.int32)
+    def test_a_number_may_be_of_any_library(self, kind):
+        found = curriculum.assign_stages(jnp.arange(4.0), kind(2))
+        np.testing.assert_array_equal(found, [0, 0, 1, 1])
 
 
 class GradientScoresTest(parameterized.TestCase):

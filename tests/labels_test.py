@@ -100,6 +100,33 @@ class BothTest(parameterized.TestCase):
         moved = labels.next_label(moved, 128)
         chex.assert_trees_all_equal(moved, jnp.ones(shape, dtype))
 
+    @parameterized.product(
+        dtype=["int8", "uint8", "int32", "uint32"],
+        num_classes=[2, 10, 100],
+        exclude_true=[True, False],
+    )
+    def test_what_is_no_class_is_kept(self, dtype, num_classes, exclude_true):
+        top = np.iinfo(dtype).max
+        ignored = np.array([top, top - 1, num_classes, -1 % (top + 1)], dtype)
+        if np.iinfo(dtype).min < 0:
+            ignored[3] = -1
+        true = np.concatenate([np.zeros(40, dtype), ignored])
+
+        def draw(labels_):
+            return labels.random_labels(
+                jax.random.key(0), labels_, num_classes, exclude_true=exclude_true
+            )
+
+        def move(labels_):
+            return labels.next_label(labels_, num_classes)
+
+        for fn in (draw, move, jax.jit(draw), jax.jit(move)):
+            found = np.asarray(fn(true))
+            self.assertEqual(found.dtype, dtype)
+            np.testing.assert_array_equal(found[40:], ignored)
+            self.assertTrue((found[:40] < num_classes).all())
+            self.assertTrue((found[:40] > 0).any())
+
     @parameterized.named_parameters(
         ("one_class", np.array([0]), 1, ValueError, "num_classes=1, wanted at least 2"),
         ("no_class", np.array([0]), 0, ValueError, "num_classes=0"),

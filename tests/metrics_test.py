@@ -1,5 +1,7 @@
 """Accuracies, gap and tug-of-war against closed forms and their laws."""
 
+import functools
+
 import chex
 import hypothesis
 import hypothesis.strategies as st
@@ -51,7 +53,7 @@ class AccuracyTest(parameterized.TestCase):
         without = jax.jit(lambda x, y: metrics.test_accuracy(x, y, exclude_class=10))
         for fn in (metrics.accuracy, jax.jit(metrics.accuracy), without):
             self.assertEqual(fn(outputs, labels), 100)
-            self.assertEqual(fn(outputs, labels + 1), 0)
+            self.assertEqual(fn(outputs, (labels + 1) % 10), 0)
 
     def test_golden_network(self):
         data = reference.load("model")
@@ -98,6 +100,34 @@ class AccuracyTest(parameterized.TestCase):
             metrics.test_accuracy(outputs, labels, exclude_class=9),
             metrics.test_accuracy(outputs, labels),
         )
+
+    @parameterized.product(wrong=[255, -1, 4], dtype=["int32", "uint8", "int64"])
+    def test_a_label_that_is_no_class_earns_no_number(self, wrong, dtype):
+        if wrong < 0 and dtype == "uint8":
+            wrong = 200
+        outputs, labels = random_outputs(0)
+        labels = labels.astype(dtype)
+        labels[3] = wrong
+        for metric in (
+            metrics.accuracy,
+            metrics.unlearning_accuracy,
+            functools.partial(metrics.test_accuracy, exclude_class=1),
+        ):
+            with self.assertRaisesRegex(ValueError, f"label {wrong} for 4 classes"):
+                metric(outputs, labels)
+            with self.assertRaisesRegex(ValueError, f"label {wrong} for 4 classes"):
+                metric(jnp.asarray(outputs), jnp.asarray(labels))
+            self.assertTrue(np.isnan(jax.jit(metric)(outputs, labels)))
+            both = np.stack([np.zeros_like(labels), labels])
+            found = jax.vmap(metric, (None, 0))(outputs, both)
+            np.testing.assert_array_equal(np.isnan(found), [False, True])
+
+    @parameterized.parameters("float32", "bool")
+    def test_labels_are_integers(self, dtype):
+        outputs, labels = random_outputs(0)
+        for transform in (lambda fn: fn, jax.jit):
+            with self.assertRaisesRegex(TypeError, f"{dtype} labels, wanted integers"):
+                transform(metrics.accuracy)(outputs, labels.astype(dtype))
 
     def test_nothing_left_without_the_class(self):
         outputs, labels = np.ones((2, 3)), np.array([1, 1])

@@ -16,48 +16,54 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from absl.testing import absltest
+from absl.testing import absltest, parameterized
 from flax import nnx
 
 from experiments import data
 from experiments.classification import __main__ as classification
-from tests.examples import own_model
+from tests.examples import own_attention, own_model
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
 
-def blocks(language: str) -> list[str]:
-    """The README's code blocks of a language."""
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def blocks(language: str, text: str = README) -> list[str]:
+    """A page's code blocks of a language."""
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
-class ReadmeTest(absltest.TestCase):
+class ReadmeTest(parameterized.TestCase):
     def test_shows_code_that_runs_as_tests(self):
         def dense(text):
             return "\n".join(line for line in text.splitlines() if line.strip())
 
         folder = ROOT / "tests" / "examples"
         sources = [dense(path.read_text()) for path in folder.glob("*.py")]
-        self.assertLen(blocks("python"), 3)
-        for block in blocks("python"):
+        experiments = (ROOT / "experiments" / "README.md").read_text()
+        shown = [*blocks("python"), *blocks("python", experiments)]
+        self.assertLen(shown, 4)
+        for block in shown:
             self.assertTrue(any(dense(block) in source for source in sources), block)
 
     def test_is_short_and_names_the_commands(self):
         self.assertLessEqual(len(README.splitlines()), 150)
         self.assertIn("python -m experiments.classification", README)
 
+    @parameterized.named_parameters(
+        ("as_shown", own_model, "finetune,salun,semu"),
+        ("a_list_of_layers_with_attention", own_attention, "salun,semu,ufg,cufg"),
+    )
     @pytest.mark.slow
-    def test_own_model_and_data_come_back_unlearned(self):
+    def test_own_model_and_data_come_back_unlearned(self, own, methods):
         folder = tempfile.TemporaryDirectory()
         self.addCleanup(folder.cleanup)
         self.addCleanup(os.chdir, pathlib.Path.cwd())
         self.addCleanup(sys.modules.pop, "own", None)
         self.addCleanup(sys.path.remove, folder.name)
         os.chdir(folder.name)
-        shutil.copy(own_model.__file__, "own.py")
+        shutil.copy(own.__file__, "own.py")
         digits = data.load("digits")
-        model = own_model.Net(10, (8, 8, 1), rngs=nnx.Rngs(0))
+        model = own.Net(10, (8, 8, 1), rngs=nnx.Rngs(0))
         _train(model, digits.train_images / 255, digits.train_labels)
         forget = [1400, 3, 77, *range(200, 260)]
         train = digits.train_images, digits.train_labels
@@ -67,6 +73,8 @@ class ReadmeTest(absltest.TestCase):
         [command] = [c for c in blocks("bash") if "--checkpoint" in c]
         words = shlex.split(command.replace("\\\n", " "))
         self.assertEqual(words[:3], ["python", "-m", "experiments.classification"])
+        self.assertEqual(words[words.index("--methods") + 1], "finetune,salun,semu")
+        words[words.index("--methods") + 1] = methods
         short = ["--train.epochs", "2", "--recipe.epochs", "1", "--seeds", "1"]
         said = io.StringIO()
         with (
@@ -84,11 +92,11 @@ class ReadmeTest(absltest.TestCase):
         accuracy = _accuracy(model, *test)
         self.assertGreater(accuracy, 80)
         self.assertAlmostEqual(rows["original"]["ta"], accuracy, places=4)
-        own_model.take_back(model, out / "checkpoints" / "salun" / "seed_0")
-        self.assertAlmostEqual(rows["salun"]["ta"], _accuracy(model, *test), places=4)
         kept = np.delete(np.arange(len(train[1])), forget)
-        accuracy = _accuracy(model, train[0][kept], train[1][kept])
-        self.assertAlmostEqual(rows["salun"]["ra"], accuracy, places=4)
+        for name in methods.split(","):
+            own_model.take_back(model, out / "checkpoints" / name / "seed_0")
+            for key, part in (("ta", test), ("ra", (train[0][kept], train[1][kept]))):
+                self.assertAlmostEqual(rows[name][key], _accuracy(model, *part), 4)
 
 
 def _train(model, images, labels):

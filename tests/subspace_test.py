@@ -1,19 +1,27 @@
+import contextlib
+import dataclasses
 import functools
 import math
-from typing import ClassVar
+from typing import Any, ClassVar, NamedTuple
 
+import chex
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from absl.testing import absltest, parameterized
+from flax import linen as nn
+from flax import nnx
+from flax.core import freeze
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from threadpoolctl import threadpool_limits
 
-from mujax import subspace
+from experiments.models.vit import ViT
+from mujax import methods, roles, subspace
 from tests import reference
 
 # Two BLAS threads on a busy machine make a small SVD a hundred times slower.
@@ -192,11 +200,55 @@ class FactorTest(parameterized.TestCase):
             basis.left[0].T @ basis.left[0], np.eye(9), atol=1e-5
         )
 
-    def test_nan_is_not_hidden(self):
-        basis = subspace.svd_bases({"w": np.full((3, 3, 2, 16), np.nan, np.float32)})[
-            "w"
-        ]
-        self.assertTrue(np.isnan(basis.left).all())
+    @parameterized.product(
+        value=(math.nan, math.inf),
+        shape=((3, 3, 2, 16), (70, 80), (90, 100)),
+        options=({}, {"rank": 2}, {"max_rank": 3}, {"per_channel": True}),
+    )
+    def test_not_finite_is_an_error_or_rank_zero(self, value, shape, options):
+        grads = normal_tree(0, {"sound": (5, 4), "w": shape, "bias": (3,)})
+        grads["w"][0, 0] = value
+        with self.assertRaisesRegex(ValueError, r"grads\['w'\] of shape.*not finite"):
+            subspace.svd_bases(grads, **options)
+        bases = jax.jit(lambda g: subspace.svd_bases(g, **options))(grads)
+        np.testing.assert_array_equal(bases["w"].rank, 0)
+        self.assertTrue(np.isnan(bases["w"].left).all())
+        self.assertTrue(np.isnan(bases["w"].right).all())
+        self.assertTrue((bases["sound"].rank > 0).all())
+        self.assertTrue(np.isfinite(bases["sound"].left).all())
+        with self.assertRaisesRegex(ValueError, r"basis of \['w'\] has rank 0"):
+            subspace.trim(bases)
+
+    def test_one_matrix_that_is_not_finite_leaves_the_others(self):
+        grads = normal_tree(0, {"w": (3, 3, 2, 16)})
+        whole = subspace.svd_bases(grads, 0.8, per_channel=True)["w"]
+        grads["w"][:, :, 1] = math.nan
+        basis = jax.jit(lambda g: subspace.svd_bases(g, 0.8, per_channel=True))(grads)
+        np.testing.assert_array_equal(basis["w"].rank, [whole.rank[0], 0])
+        self.assertTrue(np.isfinite(basis["w"].left[0]).all())
+
+    def test_weights_that_are_not_finite(self):
+        grads = normal_tree(0, {"w": (5, 4)})
+        with self.assertRaisesRegex(ValueError, r"orthogonal_to\['w'\].*not finite"):
+            subspace.svd_bases(grads, 0.9, {"w": np.full((5, 4), np.inf, np.float32)})
+
+    @parameterized.parameters(1e-30, 1e30)
+    def test_orthogonal_to_weights_of_any_scale(self, scale):
+        grads, weights = (normal_tree(x, {"w": (12, 7)}) for x in (0, 1))
+        wanted = subspace.svd_bases(grads, 0.8, weights)
+        scaled = {"w": weights["w"] * np.float32(scale)}
+        assert_same_bases(subspace.svd_bases(grads, 0.8, scaled), wanted)
+
+    @parameterized.parameters(jnp.float16, jnp.bfloat16)
+    def test_half_precision_is_factored_in_single(self, dtype):
+        # Entries of 200 have squares beyond what float16 holds.
+        half = jax.tree.map(
+            lambda x: jnp.asarray(200 * x, dtype), normal_tree(0, {"w": (40, 9)})
+        )
+        single = jax.tree.map(lambda x: x.astype(jnp.float32), half)
+        assert_same_bases(
+            subspace.svd_bases(half, 0.8, half), subspace.svd_bases(single, 0.8, single)
+        )
 
     def test_energy_one_finds_the_exact_rank(self):
         rng = np.random.default_rng(0)
@@ -530,6 +582,43 @@ class KernelsTest(parameterized.TestCase):
         for name, leaf in subspace.project(grads, all_directions).items():
             np.testing.assert_allclose(leaf, grads[name], atol=1e-5)
 
+    def test_open_role_names_leaf_and_argument(self):
+        grads = normal_tree(0, {"w": (12, 6, 4)})
+        with self.assertRaisesRegex(ValueError, r"leaf w of.*overrides=\{'w'"):
+            subspace.svd_bases(grads)
+        view = subspace.MatrixAxes((0,), (1,), (2,))
+        assert_same_bases(
+            subspace.svd_bases(grads, overrides={"*": view}),
+            subspace.svd_bases(grads, axes={"w": view}),
+        )
+        kept = subspace.svd_bases(grads, axes={"w": view}, overrides={"w": None})
+        self.assertEqual(kept, {"w": None})
+
+    def test_scalars_of_any_library(self):
+        grads = normal_tree(0, {"w": (12, 7)})
+        for energy in (np.float32(0.8), jnp.float32(0.8)):
+            assert_same_bases(
+                subspace.svd_bases(grads, energy), subspace.svd_bases(grads, 0.8)
+            )
+        for rank in (np.int64(3), jnp.int32(3)):
+            self.assertEqual(
+                subspace.svd_bases(grads, rank=rank)["w"].left.shape, (1, 12, 3)
+            )
+        traced = jax.jit(lambda e: subspace.svd_bases(grads, e))(0.8)
+        assert_same_bases(subspace.trim(traced), subspace.svd_bases(grads, 0.8))
+
+    def test_attention_is_the_same_however_it_is_stored(self):
+        flat = normal_tree(0, {"kernel": (12, 8)})["kernel"]
+        split = subspace.svd_bases({"query": {"kernel": flat.reshape(12, 2, 4)}}, 0.8)
+        assert_same_bases(
+            {"w": dataclasses.replace(split["query"]["kernel"], axes=None)},
+            {
+                "w": dataclasses.replace(
+                    subspace.svd_bases({"w": flat}, 0.8)["w"], axes=None
+                )
+            },
+        )
+
     @parameterized.parameters((1, 0.034), (2, 0.126), (4, 0.490), (8, 1.949))
     def test_trainable_share_of_resnet18(self, rank, percent):
         shapes = resnet18_shapes()
@@ -553,6 +642,14 @@ class ErrorsTest(parameterized.TestCase):
         ("rank", {"rank": 0}, "rank is 0;"),
         ("rank_float", {"rank": 2.5}, "rank is 2.5;"),
         ("max_rank", {"max_rank": -1}, "max_rank is -1;"),
+        ("energy_array", {"energy": jnp.float32(1.5)}, "energy is 1.5;"),
+        ("energy_numpy", {"energy": np.float64(-0.5)}, "energy is -0.5;"),
+        ("energy_two", {"energy": np.array([0.5, 0.9])}, "energy is"),
+        ("energy_text", {"energy": "0.9"}, "energy is 0.9;"),
+        ("rank_bool", {"rank": True}, "rank is True;"),
+        ("rank_numpy", {"rank": np.int32(0)}, "rank is"),
+        ("rank_array", {"rank": jnp.float32(2)}, "rank is"),
+        ("override", {"overrides": {"x*": None}}, r"'x\*' fits no leaf.*a/b, a/w"),
         ("weights_missing", {"orthogonal_to": {"a": {"w": np.ones((4, 3))}}}, r"'b'"),
         (
             "weights_shape",
@@ -571,6 +668,29 @@ class ErrorsTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, message):
             subspace.svd_bases(self.GRADS, **options)
 
+    @parameterized.parameters(
+        (np.complex64, "complex64"), (np.int8, "int8"), (bool, "bool")
+    )
+    def test_kernels_of_other_numbers(self, dtype, name):
+        grads = {"w": np.ones((4, 3), dtype), "b": np.ones(3, dtype)}
+        message = rf"\['w'\] of shape \(4, 3\) is {name}, wanted real"
+        with self.assertRaisesRegex(ValueError, message):
+            subspace.svd_bases(grads)
+        bases = subspace.svd_bases({"w": np.ones((4, 3)), "b": np.ones(3)})
+        with self.assertRaisesRegex(ValueError, message):
+            subspace.project(grads, bases)
+        kept = subspace.svd_bases(grads, overrides={"w": None})
+        self.assertEqual(kept, {"w": None, "b": None})
+
+    def test_kernel_of_keys(self):
+        keys = {"w": jax.random.split(jax.random.key(0), (4, 3))}
+        with self.assertRaisesRegex(ValueError, r"\['w'\] of shape.*key<fry>"):
+            subspace.svd_bases(keys)
+
+    def test_traced_rank(self):
+        with self.assertRaisesRegex(ValueError, "rank is .*not traced"):
+            jax.jit(lambda r: subspace.svd_bases(self.GRADS, rank=r))(2)
+
     def test_empty_kernel(self):
         with self.assertRaisesRegex(ValueError, r"\['w'\] of shape \(0, 3\)"):
             subspace.svd_bases({"w": np.ones((0, 3))})
@@ -588,8 +708,8 @@ class ErrorsTest(parameterized.TestCase):
             subspace.project(other, bases)
         with self.assertRaisesRegex(ValueError, message):
             subspace.apply_cores(other, bases, subspace.init_cores(bases))
-        with self.assertRaisesRegex(ValueError, r"bases.*differ.*\['a'\]\['b'\]"):
-            subspace.project({"a": {"w": self.GRADS["a"]["w"]}}, bases)
+        with self.assertRaisesRegex(ValueError, r"bases has a leaf at \['a'\]\['w'\]"):
+            subspace.project({"a": {"b": self.GRADS["a"]["b"]}}, bases)
         with self.assertRaisesRegex(ValueError, "ndarray at"):
             subspace.project(self.GRADS, self.GRADS)
 
@@ -605,6 +725,298 @@ class ErrorsTest(parameterized.TestCase):
         bases = jax.jit(subspace.svd_bases)(self.GRADS)
         with self.assertRaises(jax.errors.ConcretizationTypeError):
             jax.jit(subspace.trim)(bases)
+
+
+class DescribeTest(parameterized.TestCase):
+    def test_says_what_bases_hold(self):
+        grads = normal_tree(
+            0, {"conv": (3, 3, 2, 16), "query": (12, 2, 4), "bias": (8,)}
+        )
+        overrides = {"query": subspace.MatrixAxes((1,), (0,), (2,))}
+        bases = subspace.svd_bases(grads, 0.6, per_channel=True, overrides=overrides)
+        rows = subspace.describe(grads, bases, overrides=overrides)
+        bias, conv, query = rows
+        self.assertEqual((bias.role, bias.view, bias.trainable), ("vector", None, 0))
+        self.assertEqual((conv.role, conv.view), ("convolution", (2, 16, 9)))
+        self.assertEqual((query.role, query.view), ("given", (2, 12, 4)))
+        for name, row in (("conv", conv), ("query", query)):
+            ranks = np.asarray(bases[name].rank)
+            self.assertEqual(row.ranks, (ranks.min(), ranks.max()))
+            self.assertEqual(row.trainable, 2 * ranks.max() ** 2)
+        fraction = subspace.trainable_fraction(grads, subspace.init_cores(bases))
+        self.assertEqual(rows.share, fraction)
+        # Bases say what is a kernel where the tree alone does not.
+        self.assertEqual(
+            [row.view for row in subspace.describe(grads, bases)],
+            [row.view for row in rows],
+        )
+
+    def test_table(self):
+        tree = {"blocks": [{"kernel": np.ones((4, 3)), "bias": np.ones(3)}] * 2}
+        bases = subspace.svd_bases(tree, overrides={"blocks/1/*": None})
+        text = str(subspace.describe(tree, bases))
+        lines = text.splitlines()
+        self.assertEqual(lines[0].split()[0], "leaf")
+        self.assertIn("blocks/0/kernel  4×3    dense", text)
+        self.assertRegex(lines[4], r"blocks/1/kernel +4×3 +given$")
+        self.assertRegex(lines[-1], r"total +30 +1 kernels +3.333 %$")
+
+    def test_needs_roles_without_bases(self):
+        with self.assertRaisesRegex(ValueError, "leaf foo"):
+            subspace.describe({"foo": np.ones((2, 3, 4))})
+        rows = subspace.describe({"foo": jax.ShapeDtypeStruct((3, 4), jnp.float32)})
+        self.assertEqual((rows[0].view, rows[0].ranks), ((1, 3, 4), None))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Layer:
+    kernel: Any
+    bias: Any
+
+
+class Pair(NamedTuple):
+    kernel: Any
+    bias: Any
+
+
+class Module(eqx.Module):
+    """With a static field and a function beside its arrays."""
+
+    kernel: Any
+    bias: Any
+    name: str = eqx.field(static=True, default="linear")
+    activation: Any = jax.nn.relu
+    nothing: Any = None
+
+
+def is_variable(node):
+    return isinstance(node, nnx.Variable)
+
+
+def variables(kernel, bias):
+    """A State with its variables."""
+    net = nnx.state(nnx.Linear(*kernel.shape, rngs=nnx.Rngs(0)))
+    nnx.replace_by_pure_dict(net, {"kernel": kernel, "bias": bias})
+    return net
+
+
+CONTAINERS = (
+    lambda kernel, bias: {"kernel": kernel, "bias": bias},
+    lambda kernel, bias: freeze({"kernel": kernel, "bias": bias}),
+    lambda kernel, bias: jax.tree.map(
+        lambda x: x[...], variables(kernel, bias), is_leaf=is_variable
+    ),
+    variables,
+    Layer,
+    Pair,
+    Module,
+)
+
+
+class ContainersTest(parameterized.TestCase):
+    @parameterized.product(made=CONTAINERS, met=CONTAINERS)
+    def test_bases_of_one_container_meet_another(self, made, met):
+        leaves = normal_tree(0, {"kernel": (6, 5), "bias": (5,)})
+        bases = subspace.svd_bases(made(**leaves), 0.8, met(**leaves))
+        views = jax.tree.map(
+            lambda x: subspace.MatrixAxes() if np.ndim(x) == 2 else None,
+            made(**leaves),
+        )
+        again = subspace.svd_bases(met(**leaves), 0.8, met(**leaves), axes=views)
+        assert_same_bases(bases, again)
+        cores = tuple(c + 1 for c in subspace.init_cores(bases))
+        plain = subspace.svd_bases(leaves, 0.8, leaves)
+        wanted = subspace.apply_cores(leaves, plain, cores)["kernel"]
+        moved = subspace.apply_cores(met(**leaves), bases, cores)
+        projected = subspace.project(met(**leaves), bases)
+        for tree in (moved, projected):
+            self.assertEqual(
+                jax.tree.structure(tree), jax.tree.structure(met(**leaves))
+            )
+        found = [x for x in jax.tree.leaves(moved) if np.shape(x) == (6, 5)]
+        np.testing.assert_allclose(found[0], wanted, atol=1e-5)
+
+    def test_indices_meet_their_texts(self):
+        leaves = [{"w": x} for x in normal_tree(0, {"a": (4, 3), "b": (4, 3)}).values()]
+        bases = subspace.svd_bases({"layers": leaves}, rank=1)
+        for other in ({"0": leaves[0], "1": leaves[1]}, dict(enumerate(leaves))):
+            came = subspace.project({"layers": other}, bases)["layers"]
+            wanted = subspace.project({"layers": leaves}, bases)["layers"]
+            chex.assert_trees_all_equal(list(came.values()), wanted)
+
+    def test_hidden_leaves_stay_hidden(self):
+        leaves = normal_tree(0, {"a": (4, 3), "b": (4, 3)})
+        bases = subspace.svd_bases(leaves, rank=1)
+        hidden = {"a": leaves["a"], "b": optax.MaskedNode()}
+        came = subspace.project(hidden, bases)
+        wanted = subspace.project(leaves, bases)
+        np.testing.assert_array_equal(came["a"], wanted["a"])
+        self.assertEqual(came["b"], optax.MaskedNode())
+
+
+class MeshTest(parameterized.TestCase):
+    SHAPES: ClassVar = {
+        "conv": {"kernel": (3, 3, 8, 16), "bias": (16,)},
+        "dense": {"kernel": (64, 12), "bias": (12,)},
+        "query": {"kernel": (16, 2, 8), "bias": (2, 8)},
+        "large": {"kernel": (80, 96)},
+    }
+
+    @parameterized.product(
+        kind=(AxisType.Explicit, AxisType.Auto),
+        ambient=(True, False),
+        jit=(True, False),
+        options=({"energy": 0.8}, {"rank": 2, "max_rank": 5}),
+    )
+    def test_equals_one_device(self, kind, ambient, jit, options):
+        mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(kind, kind))
+
+        def place(leaf):
+            # The last two axes with a length to split.
+            names = iter(("model", "data"))
+            spec = [next(names, None) if n % 4 == 0 else None for n in leaf.shape[::-1]]
+            spec = PartitionSpec(*reversed(spec))
+            return jax.device_put(leaf, NamedSharding(mesh, spec))
+
+        grads, weights = (
+            {k: normal_tree(seed, v) for k, v in self.SHAPES.items()} for seed in (0, 1)
+        )
+        compiled = jax.jit if jit else lambda function: function
+        make = compiled(lambda g, w: subspace.svd_bases(g, orthogonal_to=w, **options))
+        single = subspace.svd_bases(grads, orthogonal_to=weights, **options)
+        placed, placed_weights = jax.tree.map(place, (grads, weights))
+        with jax.set_mesh(mesh) if ambient else contextlib.nullcontext():
+            bases = subspace.trim(make(placed, placed_weights))
+            cores = tuple(c + 0.1 for c in subspace.init_cores(bases))
+            moved = compiled(subspace.apply_cores)(placed_weights, bases, cores)
+            inside = compiled(subspace.project)(placed, bases)
+        assert_same_bases(bases, single, atol=2e-4)
+        bases, cores = jax.device_get((bases, cores))
+        wanted = subspace.apply_cores(weights, bases, cores)
+        chex.assert_trees_all_close(moved, wanted, atol=1e-5)
+        wanted = subspace.project(grads, bases)
+        chex.assert_trees_all_close(inside, wanted, atol=1e-5)
+        if jit and kind == AxisType.Auto:
+            return  # the compiler places what a program returns
+        for came, like in zip(
+            jax.tree.leaves((moved, inside)),
+            jax.tree.leaves((placed_weights, placed)),
+            strict=True,
+        ):
+            same = came.sharding.is_equivalent_to(like.sharding, came.ndim)
+            self.assertTrue(same, f"{came.sharding} is not {like.sharding}")
+
+    def test_semu_on_explicit_axes(self):
+        mesh = jax.make_mesh((4, 2), ("data", "model"))
+        params = normal_tree(0, {"w": (8, 16)})
+        batch = normal_tree(1, {"x": (8, 8)})["x"]
+
+        def loss_fn(params, state, batch, key):
+            del key
+            return jnp.mean((batch @ params["w"]) ** 2), (state, None)
+
+        method = methods.semu(loss_fn, optax.sgd(0.5))
+
+        def unlearn(params, batch):
+            state = method.init(params, (), [batch])
+            for _ in range(2):
+                state, _ = jax.jit(method.step)(state, batch)
+            return method.finish(state)[0]["w"]
+
+        wanted = unlearn(params, batch)
+        with jax.set_mesh(mesh):
+            whole = NamedSharding(mesh, PartitionSpec(None, "model"))
+            moved = unlearn(
+                jax.device_put(params, whole),
+                jax.device_put(batch, NamedSharding(mesh, PartitionSpec("data"))),
+            )
+        np.testing.assert_allclose(moved, wanted, atol=1e-5)
+        self.assertGreater(np.abs(wanted - params["w"]).max(), 1e-2)
+        self.assertTrue(moved.sharding.is_equivalent_to(whole, 2))
+
+
+class LinenBlock(nn.Module):
+    """A transformer's block and a dense layer on its mean."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = x + nn.MultiHeadDotProductAttention(num_heads=2)(nn.LayerNorm()(x))
+        x = x + nn.Dense(8)(nn.gelu(nn.Dense(16)(nn.LayerNorm()(x))))
+        return nn.Dense(3)(x.mean(1))
+
+
+class NnxBlock(nnx.Module):
+    """The same in NNX."""
+
+    def __init__(self, rngs):
+        self.norm = nnx.LayerNorm(8, rngs=rngs)
+        self.attention = nnx.MultiHeadAttention(2, 8, decode=False, rngs=rngs)
+        self.layers = nnx.List([nnx.Linear(8, 16, rngs=rngs)])
+        self.head = nnx.Linear(16, 3, rngs=rngs)
+
+    def __call__(self, x):
+        x = x + self.attention(self.norm(x))
+        return self.head(nnx.gelu(self.layers[0](x)).mean(1))
+
+
+def from_nnx(net):
+    """Pure parameters and ``apply(params, x)`` of a module."""
+    graph, params, rest = nnx.split(net, nnx.Param, ...)
+
+    def apply(params, x):
+        return nnx.merge(graph, params, rest, copy=True)(x)
+
+    return nnx.to_pure_dict(params), apply
+
+
+def from_linen(net, x):
+    params = net.init(jax.random.key(0), x)["params"]
+    return params, lambda params, x: net.apply({"params": params}, x)
+
+
+class TransformerTest(parameterized.TestCase):
+    """SEMU moves every kernel of attention, and nothing that is no kernel."""
+
+    @parameterized.parameters("linen", "nnx", "vit")
+    def test_attention_moves_and_biases_stay(self, kind):
+        image = (8, 8, 1)
+        shape = image if kind == "vit" else (5, 8)
+        x = jax.random.normal(jax.random.key(1), (6, *shape))
+        if kind == "linen":
+            params, apply = from_linen(LinenBlock(), x)
+        elif kind == "nnx":
+            params, apply = from_nnx(NnxBlock(nnx.Rngs(0)))
+        else:
+            options = {"patch": 4, "width": 8, "depth": 1, "heads": 2}
+            params, apply = from_nnx(ViT(3, image, **options, rngs=nnx.Rngs(0)))
+
+        def loss_fn(params, state, batch, key):
+            del key
+            logits: Any = apply(params, batch[0])
+            loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch[1])
+            return loss.mean(), (state, None)
+
+        method = methods.semu(loss_fn, optax.sgd(0.5), rank=2)
+        labels = jnp.arange(6) % 3
+        state = method.init(params, (), [(x, labels)])
+        step = jax.jit(method.step)
+        for _ in range(3):
+            state, _ = step(state, (x, (labels + 1) % 3))
+        moved, _ = method.finish(state)
+        distances = {
+            roles.leaf_name(path): float(jnp.abs(a - b).max())
+            for (path, a), b in zip(
+                jax.tree.leaves_with_path(params), jax.tree.leaves(moved), strict=True
+            )
+        }
+        for name, distance in distances.items():
+            if name.endswith("kernel"):
+                self.assertGreater(distance, 1e-6, name)
+            else:
+                self.assertEqual(distance, 0, name)
+        heads = [x for x in distances if "ttention" in x or "queries" in x]
+        self.assertNotEmpty([x for x in heads if x.endswith("kernel")])
 
 
 def resnet18_shapes():

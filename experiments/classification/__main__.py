@@ -12,6 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -19,7 +20,7 @@ from experiments import data
 from experiments.classification import evaluation, recipes
 from experiments.classification.methods import METHODS, cufg
 from experiments.classification.optimisation import Optimisation
-from experiments.engine import bench, cli, loop, study
+from experiments.engine import bench, cli, kernels, loop, study
 from experiments.engine.bench import Measured, Page
 from experiments.engine.recipes import resolve
 from experiments.engine.store import Store
@@ -39,7 +40,10 @@ COLUMNS = (
         "MIA",
         "%",
         2,
-        description="Share of the forget set that an attack takes for unseen.",
+        error="mia_error",
+        description="Share of the forget set that an attack takes for unseen: the mean "
+        "over draws of the attack's members, as many as it takes for a standard error "
+        "of one point, a hundred at most.",
     ),
     Column(
         "gap",
@@ -98,15 +102,21 @@ class Config(cli.StudyConfig):
     TRAINING: ClassVar = Optimisation
 
     scenario: Literal["random", "class", "indices"] = "random"
-    """What to forget: a random share, a whole class, or the indices in a file."""
+    """What to forget: a random share, whole classes, or the indices in files."""
     forget_fraction: float = 0.1
     """Random scenario: share of the training images to forget, between 0 and 1."""
     forget_seed: int = 0
     """Random scenario: which images are drawn; seed s draws with this number + s."""
     forget_class: str = "0"
-    """Class scenario: name or number of the class to forget."""
-    forget_indices: pathlib.Path | None = None
-    """Indices scenario: text file with one training index a line."""
+    """Class scenario: name or number of the class to forget, or several: 3,7."""
+    forget_indices: str | None = None
+    """Indices scenario: text file with one training index a line, or several files
+    separated by commas."""
+    forgotten_indices: str | None = None
+    """Further requests: files of the training indices that the model of --checkpoint
+    has been made to forget before. Nothing is trained on them, Retrain included."""
+    attack: evaluation.Attack = "confidence"
+    """What the membership attack behind MIA looks at."""
     model: str = "small_cnn"
     """Model: small_cnn, resnet18, resnet20, resnet20_strided, vgg16_bn, vit_tiny, or
     module:factory."""
@@ -117,15 +127,27 @@ class Config(cli.StudyConfig):
     pixels: data.Pixels = "standardised"
     """What the model is given: pixels standardised by channel, in [0, 1], or bytes."""
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.forgotten_indices is not None and self.checkpoint is None:
+            raise cli.ConfigError(
+                "--forgotten-indices says what a given model has been made to forget: "
+                "give that model as --checkpoint."
+            )
+
     @property
     def task(self) -> str:
         """Name of the task, for the default folder."""
         detail = {
             "random": f"{self.forget_fraction:g}",
             "class": self.forget_class,
-            "indices": self.forget_indices.stem if self.forget_indices else "",
+            "indices": ",".join(
+                pathlib.PurePath(name.strip()).stem
+                for name in (self.forget_indices or "").split(",")
+            ),
         }[self.scenario]
-        return f"{self._kind}-{detail}"
+        again = "-again" if self.forgotten_indices else ""
+        return f"{self._kind}-{detail[:100]}{again}"
 
     @property
     def recipe_task(self) -> str:
@@ -148,9 +170,11 @@ def unlearn(config: Config) -> None:
     """Runs the study that a configuration describes, or what of it is missing."""
     chosen = cli.chosen(config)
     dataset = load_data(config)
-    task = Classification(config, dataset, make_split(config, dataset))
-    numbers = resolve_recipes(config)
-    bench.run_study("experiments.classification", config, task, numbers, chosen)
+    split = make_split(config, dataset, range(config.seeds))
+    numbers, notes = fit(resolve_recipes(config), chosen, config, dataset, split)
+    task = Classification(config, dataset, split, notes)
+    kernels.check(task.shapes(), {name: numbers[name] for name in chosen})
+    bench.run_study("experiments.classification", config, task, numbers, chosen, notes)
 
 
 def load_data(config: Config) -> data.Dataset:
@@ -158,15 +182,81 @@ def load_data(config: Config) -> data.Dataset:
     return dataclasses.replace(cli.load_data(config), pixels=config.pixels)
 
 
-def make_split(config: Config, dataset: data.Dataset) -> data.Split:
-    """Which images are forgotten, retained and tested on."""
+def make_split(
+    config: Config, dataset: data.Dataset, seeds: Sequence[int] = (0,)
+) -> data.Split:
+    """Which images the first of the seeds forgets, retains and is tested on.
+
+    Raises:
+      DataError: one of the seeds has no such split.
+    """
+    forgotten = np.empty(0, np.int32)
+    if config.forgotten_indices is not None:
+        names = config.forgotten_indices
+        forgotten = data.read_indices(dataset, names, "forgotten")
     if config.scenario == "random":
-        return data.random_split(dataset, config.forget_fraction, config.forget_seed)
+        _check_draws(config, dataset, seeds, forgotten)
+        return draw(config, dataset, seeds[0], forgotten)
     if config.scenario == "class":
-        return data.class_split(dataset, config.forget_class)
+        return data.class_split(dataset, config.forget_class, forgotten)
     if config.forget_indices is None:
         raise data.DataError("--scenario indices needs --forget-indices FILE.")
-    return data.index_split(dataset, config.forget_indices)
+    return data.index_split(dataset, config.forget_indices, forgotten)
+
+
+def draw(
+    config: Config, dataset: data.Dataset, seed: int, forgotten: np.ndarray
+) -> data.Split:
+    """The random split of a seed."""
+    forget_seed = config.forget_seed + seed
+    return data.random_split(dataset, config.forget_fraction, forget_seed, forgotten)
+
+
+def _check_draws(
+    config: Config, dataset: data.Dataset, seeds: Sequence[int], forgotten: np.ndarray
+) -> None:
+    """Raises if a seed draws what cannot be forgotten; names all that do."""
+    lost: dict[int, data.LostClassError] = {}
+    for seed in seeds:
+        try:
+            draw(config, dataset, seed, forgotten)
+        except data.LostClassError as error:
+            lost[seed] = error
+    if lost:
+        first, *others = lost
+        listed = ", ".join(map(str, others[:8])) + " …" * (len(others) > 8)
+        also = f" (and likewise with {listed})" if others else ""
+        raise data.DataError(f"With seed {first}{also}: {lost[first]}")
+
+
+def fit(
+    numbers: Mapping[str, Any],
+    chosen: Sequence[str],
+    config: Config,
+    dataset: data.Dataset,
+    split: data.Split,
+) -> tuple[dict[str, Any], list[str]]:
+    """The numbers as this request needs them, and what a person should know of it."""
+    fitted, notes, count = dict(numbers), [], len(split.forget)
+    for name, recipe in numbers.items():
+        stages = getattr(recipe, "stages", 1)
+        given = any("stages" in config.changes.get(g, ()) for g in ("recipe", name))
+        if stages > count and not given:
+            fitted[name] = dataclasses.replace(recipe, stages=count)
+            if name in chosen:
+                notes.append(
+                    f"{recipes.NOTES[name].label} forgets in {count} of its {stages} "
+                    "stages: there are no more images to forget."
+                )
+    left_out = len(dataset.test_labels) - len(split.test)
+    if left_out and config.scenario != "class":
+        classes = np.setdiff1d(dataset.train_labels, dataset.train_labels[split.retain])
+        names = ", ".join(dataset.classes[i] for i in classes[:9])
+        notes.append(
+            f"No training image of {names}{' …' * (len(classes) > 9)} is retained: the "
+            f"{left_out} test images of it are left out, as in the class scenario."
+        )
+    return fitted, notes
 
 
 def resolve_recipes(config: Config) -> dict[str, Any]:
@@ -183,12 +273,19 @@ class Classification:
       config: names the model, and says how much memory the images may take.
       dataset: the images.
       split: which of them are forgotten, retained and tested on.
+      notes_on_request: what the report says of this request.
     """
 
     columns, gap, notes = COLUMNS, "gap", recipes.NOTES
 
-    def __init__(self, config: Config, dataset: data.Dataset, split: data.Split):
-        self.config = config
+    def __init__(
+        self,
+        config: Config,
+        dataset: data.Dataset,
+        split: data.Split,
+        notes_on_request: Sequence[str] = (),
+    ):
+        self.config, self._notes = config, notes_on_request
         options = {} if config.width is None else {"width": config.width}
         self.model: Model = build(
             config.model, dataset.num_classes, dataset.input_shape, **options
@@ -216,16 +313,19 @@ class Classification:
 
     def for_seed(self, seed: int) -> Self:
         """The task with the seed's own random forget set; nothing compiles anew."""
-        own = dataclasses.replace(
-            self.config, forget_seed=self.config.forget_seed + seed
-        )
         other = copy.copy(self)
-        other.split = make_split(own, self._evaluator.dataset)
+        if self.config.scenario == "random":
+            dataset = self._evaluator.dataset
+            other.split = draw(self.config, dataset, seed, self.split.forgotten)
         return other
 
     def init(self, key: Any) -> tuple[Any, Any]:
         """New parameters and model state."""
         return self.model.init(key)
+
+    def shapes(self) -> Any:
+        """Shapes of the parameters."""
+        return jax.eval_shape(self.init, jax.random.key(0))[0]
 
     def build(self, name: str, recipe: Any, steps: int) -> methods.Method:
         """A method or the training of a baseline."""
@@ -272,7 +372,7 @@ class Classification:
     def measure(self, params: Any, model_state: Any, seed: int) -> Measured:
         """UA, RA, TA, MIA, and the confidences behind them."""
         outputs = self._outputs(params, model_state)
-        row = evaluation.measure(outputs, seed)
+        row = evaluation.measure(outputs, seed, self.config.attack)
         return Measured(row, evaluation.confidence(outputs))
 
     def compare(self, ours: Measured, reference: Measured) -> Mapping[str, float]:
@@ -282,12 +382,15 @@ class Classification:
     def page(self, store: Store, estimates: summary.Summary) -> Page:
         """What was forgotten, and four plots."""
         labels = estimates.method_labels
-        curves, confidences = {}, {}
+        curves, confidences, tables = {}, {}, {}
         for row in store.rows:
             if row["status"] != "ok":
                 continue
             name, seed = row["method"], row["seed"]
             record = store.record(name, seed)
+            if "kernels" in record:
+                title = f"Kernels of {labels.get(name, name)}, seed {seed}"
+                tables.setdefault(name, report.Text(title, str(record["kernels"])))
             if "loss" in record:  # an original that was given has no curve
                 epochs = np.arange(1, len(record["loss"]) + 1)
                 curves[name, seed] = {"epoch": epochs, **record}
@@ -325,23 +428,27 @@ class Classification:
         path = bench.example_checkpoint(store)
         return Page(
             f"Unlearning {self.config.task}",
-            describe(self.config),
+            " ".join([describe(self.config), *self._notes]),
             shown,
             LOADING.format(path=path),
+            tuple(tables.values()),
         )
 
 
 def describe(config: Config) -> str:
     """What was forgotten, in a sentence or two."""
+    kind = "the classes" if "," in config.forget_class else "the class"
     what = {
         "random": f"a random {100 * config.forget_fraction:g} % of the training images",
-        "class": f"the class {config.forget_class}",
+        "class": f"{kind} {config.forget_class}",
         "indices": f"the training images listed in {config.forget_indices}",
     }[config.scenario]
+    if config.forgotten_indices is not None:
+        what += f", and had forgotten those listed in {config.forgotten_indices} before"
     return (
         f"A {config.model} trained on {config.dataset} had to forget {what}. Every "
         "method starts from the same original model and is compared with Retrain, "
-        "which never saw them."
+        "which never saw what was to be forgotten."
     )
 
 

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,11 @@ from experiments.data.augment import crop_and_flip, normalise
 from experiments.engine.loop import DivergedError
 from experiments.models import Model
 from mujax import auditing, curriculum, gradients, methods, metrics
+
+Attack = Literal[
+    "confidence", "correctness", "entropy", "modified_entropy", "probabilities"
+]
+"""What the membership attack looks at: a name in ``auditing.FEATURES``."""
 
 
 class Outputs(NamedTuple):
@@ -154,18 +159,23 @@ def accuracies(outputs: Outputs) -> dict[str, float]:
     }
 
 
-def measure(outputs: Outputs, seed: int) -> dict[str, float]:
-    """UA, RA, TA and MIA in percent.
+def measure(outputs: Outputs, seed: int, attack: Attack) -> dict[str, float]:
+    """UA, RA, TA and MIA in percent; the standard error and the draws behind MIA.
 
     Raises:
       DivergedError: an output is not finite.
     """
     if not all(np.isfinite(probs).all() for probs, _ in outputs):
         raise DivergedError("The model's outputs are no longer finite.")
-    mia = auditing.forget_efficacy(
-        *outputs.retain, *outputs.test, *outputs.forget, seed=seed
+    mia = auditing.mean_forget_efficacy(
+        *outputs.retain,
+        *outputs.test,
+        *outputs.forget,
+        feature=auditing.FEATURES[attack],
+        seed=seed,
     )
-    return accuracies(outputs) | {"mia": mia}
+    attacked = {"mia": mia.mean, "mia_error": mia.error, "mia_draws": mia.draws}
+    return accuracies(outputs) | attacked
 
 
 def compare(row: dict[str, float], reference: dict[str, float]) -> dict[str, float]:

@@ -24,7 +24,7 @@ from experiments import data
 from experiments.classification import __main__ as classification
 from experiments.classification import evaluation, recipes
 from experiments.classification.methods import METHODS
-from experiments.engine import cli, loop, study
+from experiments.engine import cli, kernels, loop, study
 from experiments.engine.bench import BASELINES, Bench, inputs
 from experiments.engine.progress import Display
 from experiments.engine.recipes import changed, resolve
@@ -104,6 +104,7 @@ def search(config: Config) -> None:
     training = recipes.TRAINING.get(config.dataset, recipes.DEFAULT_TRAINING)
     defaults = {name: method.Recipe() for name, method in METHODS.items()}
     numbers = resolve(config.changes, training, defaults)
+    kernels.check(task.shapes(), {name: numbers[name] for name in chosen})
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     seeds = list(range(FIRST_SEED, FIRST_SEED + config.seeds + config.final_seeds))
     extendable = {*cli.EXTENDABLE, "trials", "finalists", "final_seeds"} - {"seeds"}

@@ -11,10 +11,13 @@ Nothing downloads. Every fault of the input is a ``DataError``. ``dataset`` hold
 from experiments.data.dataset import DataError, Dataset, Pixels
 from experiments.data.readers import LOADERS, load
 from experiments.data.splits import (
+    LostClassError,
     Split,
+    class_numbers,
     class_split,
     index_split,
     random_split,
+    read_indices,
     validation_split,
 )
 
@@ -22,11 +25,14 @@ __all__ = (
     "LOADERS",
     "DataError",
     "Dataset",
+    "LostClassError",
     "Pixels",
     "Split",
+    "class_numbers",
     "class_split",
     "index_split",
     "load",
     "random_split",
+    "read_indices",
     "validation_split",
 )

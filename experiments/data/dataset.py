@@ -150,8 +150,9 @@ def checked(
     if len(present) < count:
         gap = next((i for i, label in enumerate(present) if i != label), len(present))
         raise DataError(
-            f"Class {gap} of {name} has no training example. Number the labels "
-            "0, 1, 2 … without a gap, or add examples."
+            f"Class {gap} of {name} has no training example, of {count} classes from 0 "
+            f"to {count - 1}. Number the labels 0, 1, 2 … without a gap, add examples, "
+            "or leave out images that have no class."
         )
     classes = tuple(str(i) for i in range(count)) if classes is None else tuple(classes)
     if len(set(classes)) < count:

@@ -1,6 +1,7 @@
 """Which of a data set's training images must be forgotten: sorted index arrays."""
 
 import dataclasses
+import os
 import pathlib
 from collections.abc import Sequence
 
@@ -9,31 +10,45 @@ import numpy as np
 from experiments.data.dataset import DataError, Dataset, reading
 
 
+class LostClassError(DataError):
+    """A draw took the last training image of a class."""
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Split:
     """Which images to forget, to retain and to test on: sorted int32 indices.
 
     Attributes:
       forget: indices into the training images.
-      retain: the other training images.
-      test: indices into the test images.
+      retain: the training images that are neither to forget nor forgotten.
+      test: indices into the test images, of the classes that are retained.
+      forgotten: training images that the model has been made to forget before.
     """
 
     forget: np.ndarray
     retain: np.ndarray
     test: np.ndarray
+    forgotten: np.ndarray
 
 
-def random_split(dataset: Dataset, fraction: float, seed: int) -> Split:
-    """Forgets ``round(fraction · N)`` training images, drawn uniformly.
+NOTHING = np.empty(0, np.int32)
+"""No training images."""
+
+
+def random_split(
+    dataset: Dataset, fraction: float, seed: int, forgotten: np.ndarray = NOTHING
+) -> Split:
+    """Forgets ``round(fraction · N)`` of N training images, drawn uniformly.
 
     Args:
       dataset: the data set.
       fraction: share of the training images, between 0 and 1.
       seed: not negative; the same seed gives the same images on every machine.
+      forgotten: sorted indices of images that are forgotten already; the others are
+        the N to draw from.
 
     Returns:
-      The split; all test images stay.
+      The split; all test images of classes that are not forgotten stay.
 
     Raises:
       DataError: if the fraction is outside (0, 1) or a set or class would be empty.
@@ -43,15 +58,22 @@ def random_split(dataset: Dataset, fraction: float, seed: int) -> Split:
     >>> print(len(split.forget), len(split.retain), len(split.test))
     144 1293 360
     """
-    return _split(dataset, _random_indices(dataset, fraction, seed))
+    left = others(forgotten, len(dataset.train_labels))
+    forget = left[_random_indices(len(left), fraction, seed)]
+    split = _split(dataset, forget, forgotten)
+    _check_classes(dataset, split)
+    return split
 
 
-def class_split(dataset: Dataset, forget_class: int | str) -> Split:
-    """Forgets a whole class, and leaves it out of the test images.
+def class_split(
+    dataset: Dataset, forget_class: int | str, forgotten: np.ndarray = NOTHING
+) -> Split:
+    """Forgets whole classes, and leaves them out of the test images.
 
     Args:
       dataset: the data set.
-      forget_class: the class's name or, where no class has that name, its number.
+      forget_class: as in :func:`class_numbers`.
+      forgotten: sorted indices of images that are forgotten already.
 
     Returns:
       The split.
@@ -60,43 +82,60 @@ def class_split(dataset: Dataset, forget_class: int | str) -> Split:
       DataError: if there is no such class, or no other class to test on.
 
     >>> from experiments.data import load
-    >>> split = class_split(load("digits"), 3)
+    >>> split = class_split(load("digits"), "3,7")
     >>> print(len(split.forget), len(split.retain), len(split.test))
-    147 1290 324
+    290 1147 288
     """
-    numbers = {str(i): i for i in range(dataset.num_classes)}
-    numbers |= {name: i for i, name in enumerate(dataset.classes)}
-    number = numbers.get(str(forget_class))
-    if number is None:
-        raise DataError(
-            f"{dataset.name} has no class {forget_class!r}. Choose a name or a number "
-            f"from 0: {_listed(dataset.classes)}."
-        )
-    forget = np.flatnonzero(dataset.train_labels == number)
-    test = np.flatnonzero(dataset.test_labels != number)
-    if not len(test):
-        raise DataError(
-            f"All test images of {dataset.name} are of class {forget_class!r}: "
-            "without it nothing is left to test on. Add test images of other classes."
-        )
-    retain = others(forget, len(dataset.train_labels))
-    return Split(forget.astype(np.int32), retain, test.astype(np.int32))
+    numbers = class_numbers(dataset, forget_class)
+    asked = np.flatnonzero(np.isin(dataset.train_labels, numbers))
+    return _split(dataset, np.setdiff1d(asked, forgotten), forgotten)
 
 
-def index_split(dataset: Dataset, path: str | pathlib.Path) -> Split:
-    """Forgets the training images whose indices a text file lists.
+def class_numbers(dataset: Dataset, names: int | str) -> list[int]:
+    """Numbers of the classes in a list.
 
     Args:
       dataset: the data set.
-      path: text with one index from 0 a line; blank lines are skipped, and so is
-        everything from a ``#`` to the end of its line.
-
-    Returns:
-      The split; all test images stay.
+      names: a class's name or, where no class has that name, its number; or several,
+        separated by commas.
 
     Raises:
-      DataError: if the file cannot be read, if a line is no index of a training image
-        or repeats one, or if a set or class would be empty.
+      DataError: if there is no such class.
+
+    >>> from experiments.data import load
+    >>> class_numbers(load("digits"), "7, 3")
+    [3, 7]
+    """
+    numbers = {str(i): i for i in range(dataset.num_classes)}
+    numbers |= {name: i for i, name in enumerate(dataset.classes)}
+    whole = str(names)
+    listed = [whole] if whole in numbers else [x.strip() for x in whole.split(",")]
+    for name in listed:
+        if name not in numbers:
+            raise DataError(
+                f"{dataset.name} has no class {name!r}. Choose a name or a number "
+                f"from 0, or several with commas between: {_listed(dataset.classes)}."
+            )
+    return sorted({numbers[name] for name in listed})
+
+
+def index_split(
+    dataset: Dataset, paths: str | pathlib.Path, forgotten: np.ndarray = NOTHING
+) -> Split:
+    """Forgets the training images whose indices text files list.
+
+    Args:
+      dataset: the data set.
+      paths: as in :func:`read_indices`.
+      forgotten: sorted indices of images that are forgotten already.
+
+    Returns:
+      The split; a class of which no training image is left is left out of the test
+      images, as in :func:`class_split`.
+
+    Raises:
+      DataError: if a file cannot be read or holds a fault, if an image is forgotten
+        already, or if a set would be empty.
 
     >>> import tempfile
     >>> from experiments.data import load
@@ -105,13 +144,47 @@ def index_split(dataset: Dataset, path: str | pathlib.Path) -> Split:
     >>> print(index_split(load("digits"), path).forget)
     [3 7]
     """
-    path, total = pathlib.Path(path), len(dataset.train_labels)
-    remedy = "Give a text file with one index a line."
-    if not str(path).isprintable():
-        raise DataError(f"The name {str(path)!r} holds characters that do not print.")
-    with reading(f"The file of forget indices {str(path)!r}", remedy):
+    forget = read_indices(dataset, paths)
+    if twice := np.intersect1d(forget, forgotten).tolist():
+        raise DataError(
+            f"{len(twice)} of the training images to forget are forgotten already, "
+            f"{twice[0]} among them. Take them off one of the two lists."
+        )
+    return _split(dataset, forget, forgotten)
+
+
+def read_indices(
+    dataset: Dataset, paths: str | pathlib.Path, what: str = "forget"
+) -> np.ndarray:
+    """Sorted indices of the training images that text files list.
+
+    Args:
+      dataset: the data set.
+      paths: text with one index from 0 a line; blank lines are skipped, and so is
+        everything from a ``#`` to the end of its line. Or several such files,
+        separated by commas, each of which may list what another does.
+      what: kind of indices, for messages.
+
+    Raises:
+      DataError: if a file cannot be read, or if a line is no index of a training image
+        or repeats one of its file.
+    """
+    whole = str(paths)
+    if not whole.isprintable():
+        raise DataError(f"The name {whole!r} holds characters that do not print.")
+    names = [name.strip() for name in whole.split(",") if name.strip()]
+    if not names or os.path.lexists(whole):  # a name may hold a comma
+        names = [whole]
+    total = len(dataset.train_labels)
+    return np.unique(np.concatenate([_read(name, total, what) for name in names]))
+
+
+def _read(name: str, total: int, what: str) -> list[int]:
+    """The indices below ``total`` that a file lists, at least one."""
+    path, remedy = pathlib.Path(name), "Give a text file with one index a line."
+    with reading(f"The file of {what} indices {name!r}", remedy):
         if not path.exists():
-            raise DataError(f"There is no file of forget indices {str(path)!r}.")
+            raise DataError(f"There is no file of {what} indices {name!r}.")
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     seen: dict[int, int] = {}
     for number, line in enumerate(lines, start=1):
@@ -134,7 +207,7 @@ def index_split(dataset: Dataset, path: str | pathlib.Path) -> Split:
         seen[index] = number
     if not seen:
         raise DataError(f"{path} lists no index. {remedy}")
-    return _split(dataset, np.sort(list(seen)))
+    return list(seen)
 
 
 def validation_split(dataset: Dataset, fraction: float, seed: int) -> Dataset:
@@ -159,7 +232,7 @@ def validation_split(dataset: Dataset, fraction: float, seed: int) -> Dataset:
     >>> print(len(tuning.train_images), len(tuning.test_images))
     1150 287
     """
-    split = _split(dataset, _random_indices(dataset, fraction, seed))
+    split = random_split(dataset, fraction, seed)
     return dataclasses.replace(
         dataset,
         train_images=dataset.train_images[split.retain],
@@ -169,34 +242,50 @@ def validation_split(dataset: Dataset, fraction: float, seed: int) -> Dataset:
     )
 
 
-def _split(dataset: Dataset, forget: np.ndarray) -> Split:
-    """The split that forgets these sorted indices, if every class keeps an image."""
-    total = len(dataset.train_labels)
-    retain = others(forget, total)
+def _split(dataset: Dataset, forget: np.ndarray, forgotten: np.ndarray) -> Split:
+    """The split that forgets these sorted indices, and tests on the classes left."""
+    total, labels = len(dataset.train_labels), dataset.train_labels
+    retain = others(np.concatenate([forget, forgotten]).astype(int), total)
     if not len(forget) or not len(retain):
+        before = f", {len(forgotten)} forgotten before," if len(forgotten) else ""
         raise DataError(
-            f"{len(forget)} of the {total} training images of {dataset.name} would be "
-            "taken out: some must be, and some must stay. Change the share or the file."
+            f"{len(forget)} of the {total} training images of {dataset.name}{before} "
+            "would be taken out: some must be, and some must stay. Change the share, "
+            "the classes or the file."
         )
+    test = np.flatnonzero(np.isin(dataset.test_labels, labels[retain]))
+    if not len(test):
+        left = [dataset.classes[i] for i in np.unique(labels[retain])]
+        raise DataError(
+            f"No test image of {dataset.name} is of a class that would be left "
+            f"({_listed(left)}): nothing is left to test on. Add test images of them."
+        )
+    return Split(
+        forget.astype(np.int32),
+        retain,
+        test.astype(np.int32),
+        forgotten.astype(np.int32),
+    )
+
+
+def _check_classes(dataset: Dataset, split: Split) -> None:
+    """Raises if a draw takes the last image of a class."""
     labels = dataset.train_labels
-    lost = np.setdiff1d(labels[forget], labels[retain])
+    lost = np.setdiff1d(labels[split.forget], labels[split.retain])
     if len(lost):
         names = _listed([dataset.classes[i] for i in lost])
-        raise DataError(
+        raise LostClassError(
             f"No training image of {names} would be left in {dataset.name}. Take out "
-            "fewer, or forget a whole class with the class scenario."
+            "fewer or add some; a whole class is forgotten with the class scenario."
         )
-    test = np.arange(len(dataset.test_labels), dtype=np.int32)
-    return Split(forget.astype(np.int32), retain, test)
 
 
-def _random_indices(dataset: Dataset, fraction: float, seed: int) -> np.ndarray:
-    """Sorted indices of a random share of the training images."""
+def _random_indices(total: int, fraction: float, seed: int) -> np.ndarray:
+    """Sorted indices of a random share of so many images."""
     if not 0 < fraction < 1:
         raise DataError(f"The fraction is {fraction}; wanted one between 0 and 1.")
     if seed < 0:
         raise DataError(f"The seed is {seed}; wanted 0 or more.")
-    total = len(dataset.train_labels)
     return np.sort(shuffled(total, seed)[: round(fraction * total)])
 
 

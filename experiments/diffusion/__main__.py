@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Self
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from experiments import data
 from experiments.diffusion import generation, recipes
@@ -154,6 +155,11 @@ def unlearn(config: Config) -> None:
     """Runs the study that a configuration describes, or what of it is missing."""
     chosen = cli.chosen(config)
     dataset = cli.load_data(config)
+    if len(data.class_numbers(dataset, config.forget_class)) > 1:
+        raise cli.ConfigError(
+            f"--forget-class {config.forget_class}: a diffusion model forgets one "
+            "class here. Give one."
+        )
     split = data.class_split(dataset, config.forget_class)
     numbers = resolve_recipes(config)
     task = Generation(config, dataset, split)
@@ -243,7 +249,7 @@ class Generation:
     ) -> generation.Losses:
         """The losses of the U-Net, see :func:`generation.losses`."""
         weights = forget_weight, anchor, strength
-        if any(isinstance(weight, jax.core.Tracer) for weight in weights):
+        if any(isinstance(weight, Tracer) for weight in weights):
             return self._made.__wrapped__(*weights)  # known to one program alone
         return self._made(*weights)
 

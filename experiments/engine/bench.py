@@ -23,6 +23,8 @@ from experiments.engine.cache import Cache
 from experiments.engine.checkpoints import load_original
 from experiments.engine.progress import Display
 from experiments.engine.store import Store
+from experiments.errors import say
+from experiments.models.foreign import numbers
 from experiments.reporting import report, summary, tables
 from experiments.reporting.summary import Column
 from mujax import methods
@@ -46,6 +48,7 @@ class Page(NamedTuple):
     description: str
     figures: Sequence[report.Figure]
     loading: str
+    texts: Sequence[report.Text] = ()
 
 
 class Task(Protocol):
@@ -117,6 +120,7 @@ def run_study(
     task: Task,
     numbers: Mapping[str, Any],
     names: Sequence[str],
+    adapted: Sequence[str] = (),
 ) -> None:
     """Runs what is missing of a study, shows its table as it fills, leaves a report.
 
@@ -126,7 +130,10 @@ def run_study(
       task: the kind of experiment.
       numbers: recipe of every method, and of training under ``"training"``.
       names: of the methods to run.
+      adapted: what differs from the usual for this request; said and kept.
     """
+    for note in adapted:
+        say(f"{script}: {note}")
     given = None
     if config.checkpoint is not None:
         given = load_original(config.checkpoint, task.init)
@@ -134,6 +141,7 @@ def run_study(
         "command": ["python", "-m", script, *sys.argv[1:]],
         "input": inputs(task, given),
         "recipes": {name: dataclasses.asdict(r) for name, r in numbers.items()},
+        **({"adapted": list(adapted)} if adapted else {}),
     }
     labels = {name: note.label for name, note in task.notes.items()}
     with Store(config.folder, settings, cli.EXTENDABLE) as store:
@@ -175,7 +183,7 @@ def inputs(task: Task, given: Any = None) -> dict[str, Any]:
     parts = {
         "forget": np.concatenate(task.feed.forget),
         "retain": task.feed.retain,
-        "original": [np.ravel(leaf) for leaf in jax.tree.leaves(given)],
+        "original": jax.tree.leaves(given),
     }
     return {**task.identity, **{name: _digest(part) for name, part in parts.items()}}
 
@@ -243,7 +251,10 @@ class Bench:
                 "trainable_fraction": result.trainable_fraction,
             }
             record = result.curves | ours.record
+            if result.kernels:
+                record["kernels"] = np.array(result.kernels)
             checkpoint = {"params": result.params, "model_state": result.model_state}
+        self.store.keep(f"forgotten/seed_{seed}.txt", self._forgotten())
         self.store.finish(row, record, checkpoint)
         if name == ORIGINAL:
             self._originals[seed] = checkpoint
@@ -337,6 +348,14 @@ class Bench:
             "step": self._programs[run.name],
         }
 
+    def _forgotten(self) -> str:
+        """All that this seed's models are to have forgotten, as a list of indices."""
+        feed = self.task.feed
+        left = np.ones(len(feed.examples["label"]), bool)
+        left[feed.retain] = False
+        lines = ["# Training images that these models have been made to forget."]
+        return "\n".join([*lines, *map(str, np.flatnonzero(left)), ""])
+
     def _recipe(self, name: str) -> Any:
         """The numbers of a method or of a baseline's training."""
         return self.numbers["training" if name in BASELINES else name]
@@ -407,7 +426,7 @@ class Bench:
         if row["status"] != "ok":
             return f"{start} {row['status']} ({row['reason']})"
         numbers = [
-            f"{column.label} {row[column.key]:.{column.decimals}f}"
+            f"{column.label} {tables.run_number(row, column)}"
             for column in self.task.columns
             if row.get(column.key) is not None
         ]
@@ -418,5 +437,5 @@ def _digest(arrays: Any) -> str:
     """Tells arrays from others, in 16 digits; empty for none."""
     digest = hashlib.sha256()
     for array in arrays if isinstance(arrays, list) else [arrays]:
-        digest.update(np.ascontiguousarray(array).view(np.uint8).data)
+        digest.update(np.ascontiguousarray(numbers(array)).tobytes())
     return digest.hexdigest()[:16]

@@ -10,7 +10,6 @@ import json
 import os
 import pathlib
 import shutil
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +18,7 @@ import numpy as np
 from experiments.engine.checkpoints import load_checkpoint, save_checkpoint
 from experiments.engine.store import describe_environment
 from experiments.engine.study import Result
+from experiments.errors import say
 from experiments.files import to_json, write_atomically
 
 VERSIONS = ("python", "mujax", "jax", "jaxlib", "flax", "optax", "numpy", "device")
@@ -32,7 +32,7 @@ class Cache:
     """
 
     def __init__(self, folder: pathlib.Path | None):
-        self._folder = folder
+        self._folder, self._told = folder, False
         environment = describe_environment()
         self._environment = {k: environment.get(k) for k in VERSIONS}
 
@@ -52,7 +52,7 @@ class Cache:
     def save(self, identity: Mapping[str, Any], result: Result) -> None:
         """Keeps a model; the notes are written last and make it valid.
 
-        A disk that is full or not to be written to fails no study: it says so.
+        A disk that is full or not to be written to fails no study: it says so, once.
         """
         if self._folder is None:
             return
@@ -70,7 +70,9 @@ class Cache:
             shutil.rmtree(path, ignore_errors=True)
             aside.replace(path)
         except OSError as error:
-            print(f"The trained model is not kept in --cache: {error}", file=sys.stderr)
+            if not self._told:
+                say(f"Trained models are not kept in --cache: {error}")
+            self._told = True
         finally:
             shutil.rmtree(aside, ignore_errors=True)
 

@@ -1,16 +1,23 @@
-"""Trees of arrays on disk (Orbax), whole or not at all, and checked when read."""
+"""Trees of arrays on disk, whole or not at all, and checked when read.
+
+A study keeps what it computes with Orbax. A model that comes from elsewhere is taken in
+any format of :mod:`experiments.engine.formats`, and goes back in the same one.
+"""
 
 import errno
 import os
 import pathlib
 import shutil
-import zlib
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
+from flax import traverse_util
+
+from experiments.engine import formats
+from experiments.models import foreign
 
 from experiments.errors import UserError
 
@@ -22,112 +29,134 @@ class StoreError(UserError):
     """A folder that cannot be used; the message says what to do."""
 
 
-def save_checkpoint(path: pathlib.Path, tree: Any) -> None:
-    """Writes a tree of arrays with Orbax, replacing what is there.
+def save_checkpoint(path: pathlib.Path, tree: dict[str, Any]) -> None:
+    """Writes nested dictionaries of arrays with Orbax, replacing what is there.
+
+    Arrays without an entry, which Orbax refuses, are kept as a note beside it.
 
     Raises:
       OSError: it cannot be written.
     """
+    leaves: dict[Any, Any] = traverse_util.flatten_dict(tree, keep_empty_nodes=True)
+    empty = {}
+    for where, leaf in list(leaves.items()):
+        if hasattr(leaf, "size") and not leaf.size:
+            empty["/".join(where)] = [str(leaf.dtype), leaf.shape]
+            del leaves[where]
     # Asked first: on a full disk Orbax prints pages from its threads.
     # On the host: an array that names its device is not read back where it is absent.
-    tree = jax.device_get(tree)
-    leaves = jax.tree.leaves(tree)
-    needed = sum(leaf.nbytes for leaf in leaves) + _OVERHEAD * (len(leaves) + 1)
+    tree = jax.tree.map(
+        lambda leaf: leaf if foreign.is_key(leaf) else jax.device_get(leaf),
+        traverse_util.unflatten_dict(leaves),
+    )
+    needed = sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+    needed += _OVERHEAD * (len(leaves) + 1)
     path.parent.mkdir(parents=True, exist_ok=True)
     if shutil.disk_usage(path.parent).free < needed:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(
-                path.absolute(),
-                tree,
-                force=True,
-                custom_metadata={"crc32": _checksum(tree)},
-            )
+        formats.write_orbax(path, tree, {"empty": empty} if empty else None)
     except (OSError, MemoryError):
         raise
     except Exception as error:  # its storage has errors of its own for a full disk
         raise OSError(f"{path} cannot be written: {reason(error)}") from error
 
 
-def load_checkpoint(path: pathlib.Path) -> Any:
-    """Reads a tree of arrays as it was saved.
+def load_checkpoint(path: pathlib.Path) -> dict[str, Any]:
+    """Reads what :func:`save_checkpoint` wrote.
 
     Raises:
       StoreError: there is no checkpoint, or it is damaged.
     """
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
-            tree = checkpointer.restore(path.absolute())
-            kept = checkpointer.metadata(path.absolute()).custom_metadata or {}
-        # Orbax does not notice a wrong byte in an array.
-        if "crc32" in kept and kept["crc32"] != _checksum(tree):
-            raise ValueError("its checksum is another")
-    except MemoryError:
-        raise
-    except Exception as error:  # Orbax raises whatever its storage does
-        raise StoreError(
-            f"{path} is not a readable checkpoint: {reason(error)}"
-        ) from error
-    return tree
+        tree = formats.read_tree(path)
+        empty = formats.read_notes(path).get("empty", {})
+    except ValueError as error:
+        raise StoreError(str(error)) from error
+    leaves: dict[Any, Any] = traverse_util.flatten_dict(tree, keep_empty_nodes=True)
+    for name, (dtype, shape) in empty.items():
+        leaves[tuple(name.split("/"))] = np.zeros(shape, dtype)
+    return traverse_util.unflatten_dict(leaves)
 
 
 def load_original(
     path: pathlib.Path, init: Callable[[Any], tuple[Any, Any]]
 ) -> dict[str, Any]:
-    """Reads a trained model's ``{"params": …, "model_state": …}``, if it fits.
+    """Reads a trained model from anywhere, if it fits.
+
+    What was left aside and which dtypes changed is said on standard error.
 
     Args:
-      path: Orbax folder; in place of the model state the tree may hold the further
-        collections of a Linen model's variables, such as ``"batch_stats"``.
+      path: folder or file of a format that is read; its leaves may lie as a
+        ``TrainState``, a module's state, its parts or PyTorch's names lay them.
       init: the model's initialisation, of a key.
+
+    Returns:
+      ``{"params": …, "model_state": …}`` as ``init`` gives them.
 
     Raises:
       StoreError: there is no such checkpoint, or a leaf is not the model's.
     """
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    model = {"params": shapes[0], "model_state": shapes[1]}
+    remedy = "Give the --model (and --width) that it was trained with."
+    tree, _, match = _match(path, model, remedy)
     try:
-        tree = load_checkpoint(path)
-        params = tree.pop("params")
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        fault = error if isinstance(error, ValueError) else f"{path} has no 'params'"
-        raise StoreError(
-            f"{fault}. Give --checkpoint a folder that Orbax saved as "
-            '{"params": …, "model_state": …}.'
-        ) from error
-    original = {"params": params, "model_state": tree.pop("model_state", tree)}
-    wanted = jax.eval_shape(init, jax.random.key(0))
-    wanted = dict(zip(("params", "model_state"), wanted, strict=True))
-    kinds = {name: _kinds(part) for name, part in (("in", original), ("of", wanted))}
-    for name in sorted(kinds["in"].keys() | kinds["of"].keys()):
-        came, expected = kinds["in"].get(name), kinds["of"].get(name)
-        if came != expected:
-            raise StoreError(
-                f"The checkpoint {path} is of another model: {name} is "
-                f"{came or 'missing'} in it and {expected or 'absent'} in the model. "
-                "Give the --model (and --width) that it was trained with."
-            )
+        original, changes = foreign.take(tree, match, model)
+    except ValueError as error:
+        raise StoreError(f"The checkpoint {path} cannot be used: {error}.") from error
+    if notes := [*match.notes, *changes]:
+        print(f"From --checkpoint {path}: {'; '.join(notes)}.", file=sys.stderr)
     return original
 
 
-def _checksum(tree: Any) -> int:
-    """CRC-32 over the leaves' bytes."""
-    total = 0
-    for leaf in jax.tree.leaves(tree):
-        total = zlib.crc32(np.ascontiguousarray(leaf).view(np.uint8).data, total)
-    return total
+def hand_back(
+    unlearned: pathlib.Path, like: pathlib.Path, out: pathlib.Path
+) -> formats.Kind:
+    """Writes a study's model in the form that the trained one came in.
 
+    Args:
+      unlearned: checkpoint of a study.
+      like: the trained model that was given to the study.
+      out: file or folder to write; it must not be there.
 
-def _kinds(tree: Any) -> dict[str, str]:
-    """Dtype and shape of each leaf, by its path."""
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="."): (
-            f"{getattr(leaf, 'dtype', type(leaf).__name__)} {np.shape(leaf)}"
+    Returns:
+      The format: that of ``like``, with its names, layouts and dtypes. What else it
+      holds, such as the optimiser's state, is that of ``like`` too.
+
+    Raises:
+      StoreError: one of them cannot be read, or they are of different models.
+      OSError: it cannot be written.
+    """
+    if out.exists():
+        raise StoreError(f"{out} is there already. Give another --out.")
+    model = load_checkpoint(unlearned)
+    if not isinstance(model, dict) or sorted(model) != sorted(foreign.PARTS):
+        raise StoreError(
+            f"{unlearned} is not of a study. Give a folder in RESULTS/checkpoints."
         )
-        for path, leaf in jax.tree.leaves_with_path(tree)
-    }
+    tree, kind, match = _match(like, model, "Give the --like that the study was given.")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    formats.write(out, foreign.put_back(tree, match, model), kind)
+    return kind
 
 
 def reason(error: BaseException) -> str:
-    """The start of an error's message: storages print whole specifications."""
-    words = getattr(error, "strerror", None) or str(error).strip()
-    return (words or type(error).__name__).splitlines()[0][:200].rstrip(" .")
+    """The start of an error's message."""
+    return formats.first_line(error)
+
+
+def _match(
+    path: pathlib.Path, model: dict[str, Any], remedy: str
+) -> tuple[Any, formats.Kind, foreign.Match]:
+    """A tree from elsewhere, its format, and where it has the model."""
+    try:
+        tree, kind = formats.read(path)
+    except ValueError as error:
+        raise StoreError(str(error)) from error
+    try:
+        return tree, kind, foreign.find(tree, model)
+    except ValueError as error:
+        raise StoreError(
+            f"The checkpoint {path} does not fit: {error}. {remedy}"
+        ) from error

@@ -12,6 +12,7 @@ import logging
 import os
 import pathlib
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
@@ -20,9 +21,12 @@ import jax
 
 from experiments import data
 from experiments.engine import flags, recipes
-from experiments.errors import UserError, printable
+from experiments.errors import UserError, printable, say
 
-EXTENDABLE = ("methods", "seeds", "out", "cache", "keep_every", "memory", "command")
+EXTENDABLE = (
+    *("methods", "seeds", "out", "cache", "keep_every", "memory"),
+    *("command", "adapted"),
+)
 """Settings that say how much to do or where, not what: a folder may differ in them."""
 
 
@@ -32,7 +36,11 @@ class ConfigError(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class StudyConfig:
-    """Settings that every experiment has."""
+    """Settings that every study has.
+
+    A kind of experiment adds its own below a ``HEADING``, and says whose numbers are
+    flags: ``TRAINING`` is the recipe of the baselines, ``METHODS`` has the others.
+    """
 
     HEADING: ClassVar[str] = "study"
     METHODS: ClassVar[Mapping[str, recipes.MethodFile]] = {}
@@ -45,7 +53,8 @@ class StudyConfig:
     memory: float = 4.0
     """Gigabytes of training images that may lie on the device; more are streamed."""
     checkpoint: pathlib.Path | None = None
-    """Start from this trained model (an Orbax folder) instead of training one."""
+    """Start from this trained model (an Orbax folder, or a file of msgpack, npz or
+    safetensors) instead of training one."""
     methods: str = "all"
     """Methods to run, separated by commas, or all."""
     seeds: int = 5
@@ -79,8 +88,19 @@ class StudyConfig:
         if self.out is not None and not str(self.out).isprintable():
             raise ConfigError(
                 f"--out {str(self.out)!r} holds characters that do not print. Give "
-                "another."
+                "another, or set PYTHONUTF8=1 if they are letters."
             )
+        try:
+            str(self.folder.absolute()).encode()
+        except UnicodeEncodeError:
+            raise ConfigError(
+                "The name of the current folder holds letters that this locale does "
+                "not know. Set PYTHONUTF8=1, or give an --out elsewhere."
+            ) from None
+        except FileNotFoundError:
+            raise ConfigError(
+                "The current folder is gone. Change to one that exists."
+            ) from None
 
     @property
     def task(self) -> str:
@@ -95,7 +115,7 @@ class StudyConfig:
         return pathlib.Path("results") / self.task.replace("/", "_").replace(":", "_")
 
 
-C = TypeVar("C", bound=StudyConfig)
+C = TypeVar("C", bound=Any)
 
 
 def main(
@@ -107,13 +127,27 @@ def main(
     """Parses the flags, runs the script, and turns what can go wrong into an exit code.
 
     Args:
-      config_class: a dataclass; its fields are the flags, its docstring the help, its
-        ``TRAINING`` and ``METHODS`` the recipes whose numbers are flags, too.
+      config_class: a dataclass, for a study a :class:`StudyConfig`; its fields are the
+        flags, its docstring the help.
       script: does the work.
       prog: the command as a person types it.
       arguments: of the command line; ``sys.argv[1:]`` by default.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        return _main(config_class, script, prog, arguments)
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except OSError:  # else Python's own last flush complains
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _main(
+    config_class: type[C], script: Callable[[C], None], prog: str, arguments: list[str]
+) -> int:
+    """Runs the script; what it printed may still have to be written."""
     keep_compiled()
     for name in ("absl", "asyncio"):  # Orbax prints what it then raises
         logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -121,44 +155,48 @@ def main(
         with _interruptions(), _flushed():
             script(flags.parse(config_class, prog, arguments))
     except UserError as error:
-        print(f"{prog}: {error}", file=sys.stderr)
+        say(f"{prog}: {error}")
         return 2
     except KeyboardInterrupt:
-        print(
-            "\nInterrupted. What was finished is kept: the same command goes on.",
-            file=sys.stderr,
-        )
+        say("\nInterrupted. What was finished is kept: the same command goes on.")
         return 130
-    except BrokenPipeError:
-        # Nobody reads on; Python's own last flush must not complain either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # nobody reads on
         return 1
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
         if not (isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)):
             raise
-        print(
+        say(
             f"{prog}: there is not enough memory. Give a smaller --memory, batch size "
-            "or model; what was finished is kept.",
-            file=sys.stderr,
+            "or model; what was finished is kept."
         )
         return 1
     except OSError as error:
-        print(
+        say(
             f"{prog}: {error}. What was finished is kept: mend it, then run the same "
-            "command to go on.",
-            file=sys.stderr,
+            "command to go on."
         )
         return 1
     return 0
 
 
 def keep_compiled() -> None:
-    """Lets JAX keep compiled programs for the next process, unless told where."""
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-        folder = pathlib.Path(home) / "mujax" / "compiled"
-        jax.config.update("jax_compilation_cache_dir", str(folder))
+    """Lets JAX keep compiled programs for the next process, where it can write."""
+    given = os.environ.get("JAX_COMPILATION_CACHE_DIR", "")
+    if "://" in given:
+        return  # JAX writes to the network itself
+    if not given:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    try:
+        folder = pathlib.Path(given or f"{home}/mujax/compiled").expanduser()
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            jax.config.update("jax_compilation_cache_dir", str(folder))
+    except (OSError, RuntimeError) as error:  # not to be written to; no home at all
+        # JAX would warn for each program that it compiles.
+        jax.config.update("jax_compilation_cache_dir", None)
+        if given:
+            say(f"Compiled programs are not kept in JAX_COMPILATION_CACHE_DIR: {error}")
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ import io
 import itertools
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, NamedTuple, TypeVar, get_type_hints
 
 from typing_extensions import Doc
@@ -42,7 +42,7 @@ def parse(config_class: type[C], prog: str, arguments: Sequence[str]) -> C:
       UserError: a flag or a value is wrong.
       SystemExit: with code 0, after help that was asked for.
     """
-    if any(word.startswith(EXPLAIN) for word in arguments):
+    if _methods(config_class) and any(w.startswith(EXPLAIN) for w in arguments):
         _explain(config_class, prog, arguments)
         raise SystemExit(0)
     settings, numbers = _settings(config_class), _numbers(config_class, arguments)
@@ -57,7 +57,7 @@ def parse(config_class: type[C], prog: str, arguments: Sequence[str]) -> C:
         found = {field: getattr(getattr(given, group), field) for field in fields}
         if found := {k: v for k, v in found.items() if v is not None}:
             changes[group] = found
-    return config_class(**values, changes=changes)
+    return config_class(**values, **({"changes": changes} if numbers else {}))
 
 
 class Flag(NamedTuple):
@@ -78,14 +78,15 @@ def _settings(config_class: type[Any]) -> Flags:
     owners, texts, groups = {}, {}, {}
     for cls in reversed(config_class.__mro__):
         if dataclasses.is_dataclass(cls):
-            owners |= dict.fromkeys(inspect.get_annotations(cls), cls)
+            heading = getattr(cls, "HEADING", "command")
+            owners |= dict.fromkeys(inspect.get_annotations(cls), heading)
             texts |= _texts(cls)
-            groups[cls.HEADING] = {}
+            groups[heading] = {}
     types = get_type_hints(config_class, include_extras=True)
     for field in dataclasses.fields(config_class):
         if field.name == "changes":
             continue
-        groups[owners[field.name].HEADING][field.name] = Flag(
+        groups[owners[field.name]][field.name] = Flag(
             types[field.name], field.default, texts.get(field.name, "")
         )
     return groups
@@ -106,7 +107,7 @@ def _texts(cls: type[Any]) -> dict[str, str]:
 
 def _numbers(config_class: type[Any], arguments: Sequence[str]) -> Flags:
     """Flags of the recipes: those of all, and those that the command line speaks of."""
-    methods = config_class.METHODS
+    methods = _methods(config_class)
     if not methods:
         return {}
     named = (re.match(r"--([^.=]+)\.", word) for word in arguments)
@@ -128,9 +129,14 @@ def _numbers(config_class: type[Any], arguments: Sequence[str]) -> Flags:
     }
 
 
+def _methods(config_class: type[Any]) -> Mapping[str, recipes.MethodFile]:
+    """What a command can run; nothing where it is no study."""
+    return getattr(config_class, "METHODS", {})
+
+
 def _explain(config_class: type[Any], prog: str, arguments: Sequence[str]) -> None:
     """Prints the flags of some methods, or which methods there are."""
-    methods = config_class.METHODS
+    methods = _methods(config_class)
     text = ",".join(arguments).partition(EXPLAIN)[2]
     names = re.split(r"[,=\s]+", text.removeprefix("s").replace("-", "_"))
     names = [name for name in names if name]
@@ -143,7 +149,7 @@ def _explain(config_class: type[Any], prog: str, arguments: Sequence[str]) -> No
                 f"{', '.join(methods)}, or all."
             )
     if not names:
-        width = max(map(len, methods), default=0)
+        width = max(map(len, methods))
         for name, method in methods.items():
             print(f"{name:{width}}  {method.NOTE.label}: {method.NOTE.one_line}")
         print(f"\n{prog} {EXPLAIN} NAME lists the flags of one, all those of all.")
@@ -210,6 +216,8 @@ def _read(
 
 def _first_words(box: str) -> str:
     """What the parser says, out of its frame and on one line."""
-    lines = [line.strip("│╭╮╰╯─ ") for line in box.splitlines()[1:]]
-    end = next((i for i, line in enumerate(lines) if not line), len(lines))
-    return printable(" ".join(lines[:end]))
+    lines = [line.strip("│╭╮╰╯─| ") for line in box.splitlines()[1:]]
+    # Where the locale has no other characters, the frame is of these.
+    inside = itertools.dropwhile(lambda line: not line.strip("-+"), lines)
+    words = itertools.takewhile(lambda line: line.strip("-+"), inside)
+    return printable(" ".join(words))

@@ -1,5 +1,6 @@
 """What a person sees while a study runs: the task, the time left, the table so far."""
 
+import contextlib
 import time
 from collections.abc import Callable
 from typing import Self
@@ -79,12 +80,13 @@ class Display:
         task = self._progress.tasks[0]
         gone = time.monotonic() - self._begun
         left = gone * (task.total or 0) / max(task.completed, 1) - gone
-        self._console.print(
-            f"{what}  [{gone:.0f} s gone, about {max(left, 0):.0f} s left]",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
-        )
+        with contextlib.suppress(OSError):  # a terminal that is gone stops no study
+            self._console.print(
+                f"{what}  [{gone:.0f} s gone, about {max(left, 0):.0f} s left]",
+                highlight=False,
+                markup=False,
+                soft_wrap=True,
+            )
 
     def _draw(self) -> Group:
         """The table so far over the progress bar."""

@@ -151,7 +151,10 @@ def read(path: pathlib.Path, methods: Mapping[str, MethodFile]) -> dict[str, Any
             name: _from_plain(methods[name].Recipe, name, entry["recipe"], known)
             for name, entry in entries.items()
         }
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (
+        *(OSError, ValueError, TypeError, KeyError, AttributeError),
+        RecursionError,  # brackets in brackets
+    ) as error:
         raise RecipeError(
             f"{path} is not a file of recipes ({printable(str(error))}). Give one that "
             "experiments.tune wrote."
@@ -166,6 +169,7 @@ def _from_plain(recipe_class: type[R], method: str, plain: Any, known: set[str])
     values = {name: value for name, value in plain.items() if name in own}
     for name, value in values.items():
         _check(own[name], value, f"{method}.{name}")
+        values[name] = type(own[name].default)(value)  # a whole number may be a float
     return recipe_class(**values)
 
 

@@ -6,6 +6,7 @@
     results.json           configuration, environment and a row for each finished run
     records/METHOD-SEED.npz   its curves and outputs, for the report
     checkpoints/METHOD/seed_N its parameters and model state (Orbax)
+    forgotten/seed_N.txt   indices of what its models were made to forget
     progress/METHOD-SEED/  where an unfinished run stands (Orbax), then removed
 
 Every file appears in one step and a run's row is written last, so that a kill at any
@@ -40,6 +41,7 @@ _LEFTOVERS = (
     ".*.md.*.tmp",
     ".*.html.*.tmp",
     "plots/.*.png.*.tmp",
+    "forgotten/.*.txt.*.tmp",
     "records/.*.npz.*.tmp.npz",
     "checkpoints/*/seed_*.orbax-checkpoint-tmp*",
 )
@@ -118,6 +120,13 @@ class Store:
         self.rows.append(json.loads(to_json(row)))
         self._save(self.folder / "results.json", self.results)
         shutil.rmtree(self._progress(method, seed), ignore_errors=True)
+
+    def keep(self, name: str, text: str) -> None:
+        """Keeps a text beside the runs, unless it is there."""
+        path = self.folder / name
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, text.encode())
 
     def _sweep(self) -> None:
         """Removes what a killed process has left: only the holder writes here."""

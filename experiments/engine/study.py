@@ -64,6 +64,7 @@ class Result:
       seconds: run time without compilation and without measuring.
       trainable_fraction: share of the parameters that could move.
       curves: numbers by epoch, each (epochs,).
+      kernels: a table of the kernels whose cores were trained, or nothing.
     """
 
     params: Any
@@ -71,6 +72,7 @@ class Result:
     seconds: float = 0.0
     trainable_fraction: float = 1.0
     curves: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    kernels: str = ""
 
 
 def random_key(name: str, seed: int) -> jax.Array:
@@ -146,6 +148,7 @@ def execute(
         seconds,
         methods.trainable_fraction(state, params),
         {k: np.array([point[k] for point in curves]) for k in curves[0]},
+        str(methods.trained_kernels(state) or ""),
     )
 
 

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen
 
-from experiments.models.border import Model, ModelError, from_linen, from_nnx
+from experiments.models.border import Model, ModelError, flatten, from_linen, from_nnx
 from experiments.models.resnet import resnet18, resnet20
 from experiments.models.small_cnn import SmallCNN
 from experiments.models.vgg import VGG16
@@ -125,22 +125,35 @@ def _to_model(name: str, factory: Callable[..., Any], arguments: dict) -> Model:
 
 
 def _check_logits(name, model, num_classes, input_shape) -> None:
-    """Traces the model in both modes and raises if its logits have another shape."""
+    """Traces the model in both modes; raises for other logits or a changed state."""
     key = jax.random.key(0)
     x = jax.ShapeDtypeStruct((2, *input_shape), jnp.float32)
     params, model_state = jax.eval_shape(model.init, key)
     for train in (False, True):
 
-        def logits(params, model_state, x, train=train):
-            return model.apply(params, model_state, x, train=train, key=key)[0]
+        def apply(params, model_state, x, train=train):
+            return model.apply(params, model_state, x, train=train, key=key)
 
-        out = jax.eval_shape(logits, params, model_state, x)
+        out, moved = jax.eval_shape(apply, params, model_state, x)
         if getattr(out, "shape", None) != (2, num_classes):
             raise ModelError(
                 f"Got {getattr(out, 'shape', type(out).__name__)} from model {name} on "
                 f"2 images of shape {input_shape}, wanted logits of shape "
                 f"{(2, num_classes)}; check its last layer."
             )
+        before, after = flatten(model_state), flatten(moved)
+        for path in before.keys() | after.keys():
+            was, now = (_form(tree.get(path)) for tree in (before, after))
+            if was != now:
+                raise ModelError(
+                    f"Got model {name}, whose {'.'.join(path)} is {was} before a "
+                    f"training step and {now} after it; keep the form of its state."
+                )
+
+
+def _form(leaf: Any) -> str:
+    """Dtype and shape of a leaf, if there is one."""
+    return "absent" if leaf is None else f"{leaf.dtype} {leaf.shape}"
 
 
 def _first_line(error: Exception) -> str:

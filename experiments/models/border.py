@@ -8,6 +8,7 @@ from the key given to each call, so that a checkpoint never stores a key and equ
 give equal bits.
 """
 
+import functools
 import inspect
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -102,12 +103,14 @@ def from_nnx(factory: Callable[..., nnx.Module], /, **arguments) -> Model:
     @jax.jit  # whole: a ResNet-20's second seed takes 3 ms, op by op 155
     def init(key):
         _, params, _, model_state = nnx.split(make(key), *_KINDS)
-        return _to_dict(params), _to_dict(model_state)
+        return _to_dict(nnx.to_pure_dict(params)), _to_dict(
+            nnx.to_pure_dict(model_state)
+        )
 
     # The structure is split once, without computing a number, in each of the two modes.
     skeleton = nnx.eval_shape(make, jax.random.key(0))
-    paths = {_strings(path): path for path in _flatten(nnx.state(skeleton))}
-    streams = _flatten(nnx.state(skeleton, nnx.RngState))
+    layout = nnx.to_pure_dict(nnx.state(skeleton))
+    streams = flatten(nnx.to_pure_dict(nnx.state(skeleton, nnx.RngState)))
     skeleton.train()
     train_graph = nnx.graphdef(skeleton)
     skeleton.eval()
@@ -117,23 +120,21 @@ def from_nnx(factory: Callable[..., nnx.Module], /, **arguments) -> Model:
         if train and streams and key is None:
             raise ModelError(
                 "Got key=None in training, wanted a key: the model draws random "
-                f"numbers (at {_join(map(_strings, streams))}); pass key=..."
+                f"numbers (at {_join(streams)}); pass key=..."
             )
         key = jax.random.key(0) if key is None else key
-        leaves = traverse_util.flatten_dict(params)
-        leaves |= traverse_util.flatten_dict(model_state)
+        leaves = flatten(params) | flatten(model_state)
         leaves |= {
-            _strings(path): _restart(leaf, jax.random.fold_in(key, i))
+            path: _restart(leaf, jax.random.fold_in(key, i))
             for i, (path, leaf) in enumerate(streams.items())
         }
-        _check_leaves(leaves, paths)
-        tree = traverse_util.unflatten_dict({paths[k]: v for k, v in leaves.items()})
+        tree = _lay_out(leaves, layout)
         module: Any = nnx.merge(train_graph if train else eval_graph, tree)
         logits = module(*x) if isinstance(x, tuple) else module(x)
         if not train:
             return logits, model_state
         _, _, _, new_model_state = nnx.split(module, *_KINDS)
-        return logits, _to_dict(new_model_state)
+        return logits, _to_dict(nnx.to_pure_dict(new_model_state))
 
     return Model(init, apply)
 
@@ -171,21 +172,28 @@ def from_linen(module: linen.Module, input_shape: Sequence[int]) -> Model:
             if name in accepted
         }
 
-    @jax.jit
-    def init(key):
+    def make(key: jax.Array) -> Tree:
         params_key, dropout_key = jax.random.split(key)
         variables = module.init(
             {"params": params_key, "dropout": dropout_key},
             jnp.zeros((1, *input_shape), jnp.float32),
             **mode(train=False),
         )
-        model_state = dict(variables)
-        return model_state.pop("params", {}), model_state
+        return {"params": {}, **linen.meta.unbox(variables)}
+
+    @jax.jit
+    def init(key):
+        model_state = make(key)
+        return _to_dict(model_state.pop("params")), _to_dict(model_state)
+
+    @functools.cache
+    def layout() -> Tree:
+        return jax.eval_shape(make, jax.random.key(0))
 
     def apply(params, model_state, x, *, train, key=None):
-        variables = {"params": params, **model_state}
+        variables = _lay_out(flatten({"params": params, **model_state}), layout())
         rngs = {} if key is None else {"dropout": key}
-        mutable = list(model_state) if train else False
+        mutable = [name for name in variables if name != "params"] if train else False
         try:
             out: Any = module.apply(
                 variables, x, **mode(train), rngs=rngs, mutable=mutable
@@ -195,9 +203,23 @@ def from_linen(module: linen.Module, input_shape: Sequence[int]) -> Model:
                 "Got no key for a random number, wanted one in training for the stream "
                 f"'dropout', the only one given ({error}); pass key=..."
             ) from error
-        return out if train else (out, model_state)
+        if not train:
+            return out, model_state
+        return out[0], _to_dict(linen.meta.unbox(out[1]))
 
     return Model(init, apply)
+
+
+def flatten(tree: Any) -> dict[tuple[str, ...], Any]:
+    """A tree's leaves by path, every key as a string.
+
+    >>> flatten({"layers": [{"bias": 3}], "none": None})
+    {('layers', '0', 'bias'): 3}
+    """
+    return {
+        tuple(jax.tree_util.keystr((key,), simple=True) for key in path): leaf
+        for path, leaf in jax.tree.leaves_with_path(tree)
+    }
 
 
 # Parameters, random state, all the rest: the three parts of an NNX module.
@@ -213,20 +235,29 @@ _LINEN_MODES = {
 }
 
 
-def _flatten(state: nnx.State) -> dict[tuple, Any]:
-    """An NNX state's leaves by path."""
-    return traverse_util.flatten_dict(nnx.to_pure_dict(state))
+def _to_dict(tree: Any) -> Tree:
+    """The leaves in nested dictionaries with string keys, which every format stores.
+
+    Lists, tuples, integer keys and what is empty become names, or nothing.
+    """
+    return traverse_util.unflatten_dict(flatten(tree))
 
 
-def _strings(path: Iterable) -> tuple[str, ...]:
-    """A path with string keys, which every checkpoint format stores as they are."""
-    return tuple(map(str, path))
+def _lay_out(leaves: dict[tuple[str, ...], Any], layout: Any) -> Any:
+    """The leaves in the model's own containers.
 
-
-def _to_dict(state: nnx.State) -> Tree:
-    """An NNX state as nested dictionaries of arrays with string keys."""
-    return traverse_util.unflatten_dict(
-        {_strings(path): leaf for path, leaf in _flatten(state).items()}
+    Raises:
+      ModelError: they are not the model's; it names them.
+    """
+    paths = list(flatten(layout))
+    missing, unknown = set(paths) - set(leaves), set(leaves) - set(paths)
+    if missing or unknown:
+        raise ModelError(
+            f"Got trees without {_join(missing)} and with unknown {_join(unknown)}; "
+            "pass the params and model_state of this same model."
+        )
+    return jax.tree.unflatten(
+        jax.tree.structure(layout), [leaves[path] for path in paths]
     )
 
 
@@ -235,16 +266,6 @@ def _restart(leaf: jax.ShapeDtypeStruct, key: jax.Array) -> jax.Array:
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return jax.random.split(key, leaf.shape) if leaf.shape else key
     return jnp.zeros(leaf.shape, leaf.dtype)
-
-
-def _check_leaves(leaves: Iterable, paths: Iterable) -> None:
-    """Raises if a tree's leaves are not the module's, naming them."""
-    missing, unknown = set(paths) - set(leaves), set(leaves) - set(paths)
-    if missing or unknown:
-        raise ModelError(
-            f"Got trees without {_join(missing)} and with unknown {_join(unknown)}; "
-            "pass the params and model_state of this same model."
-        )
 
 
 def _join(paths: Iterable[tuple[str, ...]]) -> str:

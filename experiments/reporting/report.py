@@ -18,7 +18,7 @@ import matplotlib.figure
 
 from experiments.files import to_json, write_atomically
 from experiments.reporting import tables
-from experiments.reporting.summary import Column, number, summarise
+from experiments.reporting.summary import Column, summarise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +29,14 @@ class Figure:
     title: str
     caption: str
     draw: Callable[[], matplotlib.figure.Figure]
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """A part of the report's details that is shown as it is, such as a table."""
+
+    title: str
+    text: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +58,7 @@ def write(
     figures: Sequence[Figure] = (),
     methods: Mapping[str, MethodNote] | None = None,
     loading: str = "",
+    texts: Sequence[Text] = (),
     gap: str = "gap",
 ) -> None:
     """Leaves ``table.md``, ``plots/NAME.png`` and a self-contained ``report.html``.
@@ -66,6 +75,7 @@ def write(
       figures: drawn in order, each saved and embedded.
       methods: label, paper and a line on each method.
       loading: the lines of code that load a checkpoint.
+      texts: further details.
       gap: key of the column that holds the distance to Retrain.
     """
     notes = methods or {}
@@ -101,14 +111,12 @@ def write(
             (notes[m], _paper_link(notes[m].paper)) for m in labels if summary.get(m)
         ],
         rows=results["rows"],
-        shown=[
-            [tables.format_number(number(row.get(c.key)), c) for c in columns]
-            for row in results["rows"]
-        ],
+        shown=[[tables.run_number(row, c) for c in columns] for row in results["rows"]],
         config=to_json(results["config"]),
         environment=results["environment"],
         command=command if isinstance(command, str) else shlex.join(command),
         loading=loading,
+        texts=texts,
     )
     write_atomically(out / "report.html", page.encode())
 

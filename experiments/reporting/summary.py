@@ -17,7 +17,11 @@ import scipy.stats
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """A metric of the rows; ``reference``: shown with its difference to Retrain."""
+    """A metric of the rows.
+
+    ``reference``: shown with its difference to Retrain. ``error``: key of its own
+    standard error in a row, where it has one.
+    """
 
     key: str
     label: str
@@ -25,6 +29,7 @@ class Column:
     decimals: int
     reference: bool = True
     description: str = ""
+    error: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +51,7 @@ class MethodSummary:
     diverged: int
     values: Mapping[str, Estimate]
     differences: Mapping[str, Estimate]  # empty for the reference itself
+    errors: Mapping[str, float]  # largest standard error of one run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,6 +196,11 @@ def summarise(
             differences={c.key: difference(method, c.key) for c in columns}
             if method != reference
             else {},
+            errors={
+                c.key: max(errors)
+                for c in columns
+                if c.error and (errors := values(method, c.error).values())
+            },
         )
         for method in in_order(summary, runs)
     )

@@ -1,8 +1,8 @@
 """A summary as a Markdown table, as a table on the screen, and in two sentences."""
 
 import re
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import rich.box
 import rich.table
@@ -14,6 +14,7 @@ from experiments.reporting.summary import (
     MethodSummary,
     Summary,
     in_order,
+    number,
 )
 
 WITHIN = "✓"  # marks a gap at or below the noise floor
@@ -209,7 +210,29 @@ def caption(summary: Summary, *, differences: bool = True, short: bool = False) 
         text += f". {column.label}: {meaning}"
         text += f". {WITHIN}: at or below the noise floor, which is the"
         text += f" {column.label.lower()} of a second, independent {reference}"
-    return f"{text}."
+    return ". ".join([text, *_own_errors(summary)]) + "."
+
+
+def _own_errors(summary: Summary) -> list[str]:
+    """What is known of the standard errors that single runs have, in sentences."""
+    sentences = []
+    for column in summary.columns:
+        errors = {
+            m.label: m.errors[column.key]
+            for m in summary.methods
+            if column.key in m.errors
+        }
+        if not errors:
+            continue
+        large = {label: error for label, error in errors.items() if error > 1}
+        small = max((e for label, e in errors.items() if label not in large), default=0)
+        shown = format_number(small, column)
+        sentence = f"{column.label} of one run has a standard error of up to {shown}"
+        if large:
+            listed = [f"{k} ({format_number(v, column)})" for k, v in large.items()]
+            sentence += f", and of more than a point for {', '.join(listed)}"
+        sentences.append(sentence)
+    return sentences
 
 
 def format_number(
@@ -223,6 +246,13 @@ def format_number(
     if not text.strip("+-0."):
         return text.lstrip("+-")
     return text.replace("-", "−")
+
+
+def run_number(row: Mapping[str, Any], column: Column) -> str:
+    """What one run has in a column, with its standard error where it has one."""
+    text = format_number(number(row.get(column.key)), column)
+    error = number(row.get(column.error)) if column.error else None
+    return text if error is None else f"{text} ± {format_number(error, column)}"
 
 
 def _gap(summary: Summary, estimate: Estimate) -> str:

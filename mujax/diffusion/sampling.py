@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mujax._meshes import along
 from mujax._trees import PyTree
 from mujax.diffusion.losses import Predict, call
 from mujax.diffusion.schedule import (
@@ -217,6 +218,7 @@ def _reverse(
 
     # No step has the number T, so the start shares its key with none.
     start = jax.random.normal(jax.random.fold_in(key, schedule.num_steps), shape)
+    start = along(start, condition)
     return jax.lax.scan(body, start, (steps, np.append(steps[1:], -1)))[0].astype(dtype)
 
 

@@ -28,3 +28,4 @@ from mujax.methods.salun import salun as salun
 from mujax.methods.salun import salun_soft as salun_soft
 from mujax.methods.semu import semu as semu
 from mujax.methods.semu import semu_retain as semu_retain
+from mujax.methods.semu import trained_kernels as trained_kernels

@@ -24,8 +24,10 @@ import jax.numpy as jnp
 import optax
 from jax.tree_util import Partial
 
+from mujax._meshes import in_pieces, zeros_along
 from mujax._programs import Adapted
-from mujax._trees import PyTree, check_inexact, check_mask, match, select, size
+from mujax._trees import PyTree, check_inexact, check_mask, match, select, size, wide
+from mujax.gradients import num_examples
 
 FORGET = "forget"
 RETAIN = "retain"
@@ -278,7 +280,7 @@ def descend(
         (loss, (model_state, aux)), grads = jax.value_and_grad(objective, has_aux=True)(
             state.trained
         )
-        grads = _mean_over(axis_name, grads)
+        grads = _uphill(_mean_over(axis_name, grads))
         forget_grads = state.forget_grads
         if forget_loss_fn is not None:
             if forget_batch is None:
@@ -296,7 +298,7 @@ def descend(
                     data_use.microbatch_size,
                     axis_name,
                 )
-                return _mean_over(axis_name, fresh)
+                return _uphill(_mean_over(axis_name, fresh))
 
             forget_grads = (
                 refreshed()
@@ -350,16 +352,18 @@ def _forgetting_gradient(loss_fn, state, batch, key, microbatch_size, axis_name)
         return -_mean_over(axis_name, loss)
 
     grad_fn = jax.grad(objective)
-    count = jax.tree.leaves(batch)[0].shape[0]
-    if microbatch_size is None or microbatch_size >= count:
+    if microbatch_size is None:
+        return grad_fn(state.trained, batch)
+    count = num_examples(batch, "forget_batch")
+    if microbatch_size >= count:
         return grad_fn(state.trained, batch)
     if count % microbatch_size:
         raise ValueError(
             f"Got a forget_batch of {count} examples, wanted a multiple of "
             f"microbatch_size={microbatch_size}; pad it with examples of weight 0."
         )
-    pieces = jax.tree.map(lambda x: x.reshape(-1, microbatch_size, *x.shape[1:]), batch)
-    zero = jax.tree.map(lambda p: jnp.zeros_like(p, jnp.float32), state.trained)
+    pieces = jax.tree.map(lambda x: in_pieces(x, microbatch_size), batch)
+    zero = jax.tree.map(lambda p: zeros_along(p, wide(p.dtype)), state.trained)
 
     def add(total, piece):
         return jax.tree.map(jnp.add, total, grad_fn(state.trained, piece)), None
@@ -372,8 +376,13 @@ def _forgetting_gradient(loss_fn, state, batch, key, microbatch_size, axis_name)
     )
 
 
+def _uphill(grads: PyTree) -> PyTree:
+    """Directions of ascent: of complex numbers ``jax.grad`` gives the conjugate."""
+    return jax.tree.map(jnp.conj, grads)
+
+
 def _mean_over(axis_name: str | None, tree: PyTree) -> PyTree:
-    """Averages the floating-point leaves over a mapped axis, if there is one.
+    """Averages the floating-point and complex leaves over a mapped axis, if there is one.
 
     A step averages the loss that it differentiates and then the gradients. Under pmap
     these are each replica's own; under shard_map those of replicated parameters come
@@ -384,7 +393,7 @@ def _mean_over(axis_name: str | None, tree: PyTree) -> PyTree:
     return jax.tree.map(
         lambda x: (
             jax.lax.pmean(x, axis_name)
-            if jnp.issubdtype(jnp.result_type(x), jnp.floating)
+            if jnp.issubdtype(jnp.result_type(x), jnp.inexact)
             else x
         ),
         tree,

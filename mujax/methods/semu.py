@@ -10,14 +10,14 @@ evaluation mode throughout, so that forget data cannot move its statistics.
 """
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from mujax import gradients, labels, subspace
-from mujax._trees import select
+from mujax._trees import PyTree, select
 from mujax.methods import base
 
 
@@ -52,13 +52,15 @@ def semu(
         :class:`mujax.methods.PairLossFn`, also given the original parameters, so that
         they can hold the model to its first answers; ``basis_loss_fn`` is then needed.
       axis_name: mapped axis to average over.
-      **basis_options: passed to :func:`mujax.subspace.svd_bases`, such as ``rank``.
+      **basis_options: passed to :func:`mujax.subspace.svd_bases`, such as ``rank``, or
+        ``overrides`` to say what is a kernel where :mod:`mujax.roles` cannot tell.
 
     Returns:
       The method; reads the forget set, relabelled every epoch; the statistics stay.
 
     Raises:
-      ValueError: ``with_original`` came without ``basis_loss_fn``.
+      ValueError: ``with_original`` came without ``basis_loss_fn``; ``init`` raises as
+        :func:`mujax.subspace.svd_bases` does.
 
     Example:
       >>> def loss_fn(params, model_state, batch, key):
@@ -128,6 +130,38 @@ def semu_retain(
     )
 
 
+def trained_kernels(state: base.State) -> subspace.Description | None:
+    """What each leaf is to SEMU and how much of it trains, as a table.
+
+    Args:
+      state: of any method.
+
+    Returns:
+      The rows of :func:`mujax.subspace.describe`; None for another method's state.
+
+    Example:
+      >>> def loss_fn(params, model_state, batch, key):
+      ...     return jnp.mean(batch @ params["w"]), (model_state, None)
+      >>> method = semu(loss_fn, optax.sgd(1.0), orthogonal=False)
+      >>> state = method.init({"w": jnp.zeros((2, 2))}, (), [jnp.ones((1, 2))])
+      >>> print(trained_kernels(state))
+      leaf   shape  role       matrices  rank  trainable
+      w      2×2    dense      1 of 2×2  1     25.000 %
+      total  4      1 kernels                  25.000 %
+    """
+    if not isinstance(state.fixed, _Fixed):
+        return None
+    return subspace.describe(state.fixed.params, state.fixed.bases)
+
+
+class _Fixed(NamedTuple):
+    """What turns cores into parameters."""
+
+    params: PyTree
+    bases: PyTree
+    mask: PyTree | None
+
+
 def _semu(
     loss_fn,
     optimizer,
@@ -156,7 +190,7 @@ def _semu(
         bases = subspace.svd_bases(
             grads, energy, params if orthogonal else None, **basis_options
         )
-        return base.Start(subspace.init_cores(bases), (params, bases, mask))
+        return base.Start(subspace.init_cores(bases), _Fixed(params, bases, mask))
 
     def merge(cores, fixed):
         params, bases, mask = fixed

@@ -23,12 +23,11 @@ def hand_over(model, train, test, forget):
     arrays = dict(train_images=train[0], train_labels=train[1])
     np.savez("own.npz", **arrays, test_images=test[0], test_labels=test[1])
     pathlib.Path("forget.txt").write_text("\n".join(map(str, forget)))
-    params, rest = nnx.state(model, nnx.Param), nnx.state(model, nnx.BatchStat)
-    tree = {"params": nnx.to_pure_dict(params), "model_state": nnx.to_pure_dict(rest)}
+    _, _, state = nnx.split(model, nnx.RngState, ...)
     with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(pathlib.Path("trained").absolute(), tree)
+        checkpointer.save(pathlib.Path("trained").absolute(), nnx.to_pure_dict(state))
 
 
 def take_back(model, folder):
     tree = ocp.StandardCheckpointer().restore(pathlib.Path(folder).absolute())
-    nnx.update(model, tree["params"], tree["model_state"])
+    nnx.update(model, *map(nnx.restore_int_paths, tree.values()))

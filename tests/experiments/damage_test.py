@@ -150,7 +150,7 @@ class DamageTest(parameterized.TestCase):
 
     def test_without_its_configuration_the_folder_is_still_of_its_study(self):
         (self.out / "config.json").unlink()
-        self.refused(2, "another configuration", "--recipe.density", "0.25")
+        self.refused(2, "another configuration", "--recipe.momentum", "0.25")
 
     def test_progress_without_half_its_notes_is_begun_anew(self):
         self.drop_row("finetune")

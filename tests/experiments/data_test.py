@@ -601,6 +601,24 @@ class ClassSplitTest(DataTestCase):
         message = self.fails("100 in all", data.class_split, dataset, "x")
         self.assertLess(len(message), 400)
 
+    @parameterized.parameters("ant,bee", "0,1", "bee, 0", "1,0,1")
+    def test_several_classes(self, forget_class):
+        dataset = toy()
+        split = data.class_split(dataset, forget_class)
+        self.assertEqual(set(dataset.train_labels[split.forget]), {0, 1})
+        self.assertEqual(set(dataset.train_labels[split.retain]), {2})
+        self.assertEqual(set(dataset.test_labels[split.test]), {2})
+        self.assertLen(split.forget, 20)
+
+    def test_a_name_with_a_comma_is_one_name(self):
+        dataset = dataclasses.replace(toy(), classes=("ant", "bee, wild", "cow"))
+        self.assertEqual(data.class_numbers(dataset, "bee, wild"), [1])
+
+    def test_several_classes_that_are_not_there_or_all(self):
+        self.fails("no class 'wasp'", data.class_split, toy(), "ant,wasp")
+        self.fails("no class ''", data.class_split, toy(), "ant,")
+        self.fails("^30 of the 30", data.class_split, toy(), "ant,bee,cow")
+
     def test_nothing_left_to_test_on(self):
         dataset = dataclasses.replace(toy(), test_labels=np.zeros(12, np.int32))
         self.fails("nothing is left to test", data.class_split, dataset, "ant")
@@ -636,10 +654,38 @@ class IndexSplitTest(DataTestCase):
         ("binary", b"\x80\x81\xff", "cannot be read"),
         ("utf16", "3\n7".encode("utf-16"), "cannot be read"),
         ("everything", b"\n".join(b"%d" % i for i in range(30)), "^30 of the 30"),
-        ("a_class", b"\n".join(b"%d" % i for i in range(1, 30, 3)), "image of bee"),
     )
     def test_fault(self, content, pattern):
         self.fails(pattern, data.index_split, toy(), self.write(content))
+
+    def test_a_whole_class_is_left_out_of_the_test_images_too(self):
+        path = self.write(b"\n".join(b"%d" % i for i in [0, *range(1, 30, 3)]))
+        split = data.index_split(toy(), path)
+        by_class = data.class_split(toy(), "bee")
+        np.testing.assert_array_equal(split.test, by_class.test)
+        self.assertLen(split.forget, 11)
+
+    def test_several_lists_are_one(self):
+        other = self.folder / "other list.txt"
+        other.write_text("7\n4")
+        for between in (",", " , ", ",,"):
+            paths = f"{self.write(b'3')}{between}{other}"
+            self.assertEqual(data.index_split(toy(), paths).forget.tolist(), [3, 4, 7])
+        # What both ask for is forgotten once.
+        paths = f"{self.write(b'7')},{other}"
+        self.assertEqual(data.index_split(toy(), paths).forget.tolist(), [4, 7])
+        self.fails("no file .*none.txt", data.index_split, toy(), f"{other},none.txt")
+        self.fails(
+            "Line 1 of .*forget.txt",
+            data.index_split,
+            toy(),
+            f"{other},{self.write(b'x')}",
+        )
+
+    def test_a_name_may_hold_a_comma(self):
+        path = self.folder / "a,b.txt"
+        path.write_text("5")
+        self.assertEqual(data.index_split(toy(), path).forget.tolist(), [5])
 
     def test_no_file(self):
         self.fails("no file .*none.txt", data.index_split, toy(), "/none.txt")
@@ -665,6 +711,47 @@ class IndexSplitTest(DataTestCase):
         lines = [line.split(b"#")[0] for line in content.splitlines()]
         expected = sorted(int(line) for line in lines if line.strip())
         self.assertEqual(split.forget.tolist(), expected)
+
+
+class ForgottenTest(DataTestCase):
+    """Images that were forgotten before are neither retained nor forgotten again."""
+
+    @parameterized.named_parameters(
+        ("random", lambda x: data.random_split(toy(), 0.2, 0, x)),
+        ("class", lambda x: data.class_split(toy(), "cow", x)),
+    )
+    def test_is_a_partition(self, split_of):
+        forgotten = np.array([0, 2, 4, 11])
+        split = split_of(forgotten)
+        np.testing.assert_array_equal(split.forgotten, forgotten)
+        parts = np.concatenate([split.forget, split.retain, split.forgotten])
+        np.testing.assert_array_equal(np.sort(parts), np.arange(30))
+        for part in (split.forget, split.retain, split.test):
+            self.assertTrue((np.diff(part) > 0).all())
+
+    def test_draws_a_share_of_what_is_left(self):
+        before = data.random_split(toy(), 0.2, seed=0).forget
+        after = data.random_split(toy(), 0.25, seed=0, forgotten=before)
+        self.assertLen(after.forget, 6)  # a quarter of 24
+        self.assertLen(after.retain, 18)
+
+    def test_asked_for_twice(self):
+        path = self.folder / "forget.txt"
+        path.write_text("3\n7\n8")
+        message = self.fails(
+            "2 of .* are forgotten already, 7 among them",
+            data.index_split,
+            toy(),
+            path,
+            np.array([7, 8, 9]),
+        )
+        self.assertIn("Take them off", message)
+
+    def test_a_class_that_was_forgotten_is_not_tested_on(self):
+        bees = data.class_split(toy(), "bee").forget
+        split = data.random_split(toy(), 0.2, 0, bees)
+        self.assertEqual(set(toy().test_labels[split.test]), {0, 2})
+        self.fails("^0 of the 30.*10 forgotten", data.class_split, toy(), "bee", bees)
 
 
 class ValidationSplitTest(DataTestCase):

@@ -1,6 +1,7 @@
 """The house of experiments: which room may import which, and what its doors are."""
 
 import ast
+import importlib
 import io
 import pathlib
 from contextlib import redirect_stderr, redirect_stdout
@@ -9,6 +10,7 @@ from absl.testing import absltest, parameterized
 
 import experiments
 from experiments import __main__ as doors
+from tests import command_line
 
 HOUSE = pathlib.Path(experiments.__file__).parent
 ROOMS = {path.parent.name for path in HOUSE.glob("*/__init__.py")}
@@ -86,6 +88,18 @@ class DoorsTest(parameterized.TestCase):
             [line] = [x for x in out.splitlines() if f"experiments.{name} " in x]
             self.assertLessEqual(len(line), 100)
         self.assertLen(out.splitlines(), len(runnable) + 2)
+
+    @parameterized.parameters(*doors.COMMANDS)
+    def test_every_command_helps_and_refuses_in_a_line(self, name):
+        room = importlib.import_module(f"experiments.{name}")
+        if not hasattr(room, "main"):
+            room = importlib.import_module(f"experiments.{name}.__main__")
+        code, out, err = command_line.run(room.main, "--help")
+        self.assertEqual((code, err), (0, ""))
+        self.assertIn(f"  python -m experiments.{name}", out)
+        code, out, err = command_line.run(room.main, "--no-such-flag")
+        self.assertEqual((code, out), (2, ""))
+        self.assertRegex(err, rf"\Aexperiments\.{name}: .*--no-such-flag.*--help.*\n\Z")
 
     def test_another_word_is_answered_in_a_line(self):
         code, out, err = self.listed("salun\n")

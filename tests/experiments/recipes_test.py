@@ -112,6 +112,12 @@ class FileTest(parameterized.TestCase):
         self.assertStartsWith(str(caught.exception), str(self.path))
         self.assertTrue(str(caught.exception).isprintable())
 
+    def test_any_bytes(self):
+        for content in (b"", b"[" * 10**5, b"\xff", b"null", b"9" * 5000):
+            self.path.write_bytes(content)
+            with self.assertRaisesRegex(RecipeError, "is not a file of recipes"):
+                recipes.read(self.path, METHODS)
+
     @settings(max_examples=200, deadline=None)
     @given(
         JSON

@@ -195,6 +195,25 @@ class TablesTest(parameterized.TestCase):
             shown = "0.00" if entry.method == "retrain" else f"{gap.half_width:.2f}"
             self.assertIn(shown, text)
 
+    def test_a_metric_with_an_error_of_its_own_says_so(self):
+        column = summaries.Column("mia", "MIA", "%", 2, error="mia_error")
+        errors = {"retrain": 0.25, "salun": 0.5, "ga": 2.125, "old": None}
+        rows = [
+            {"method": m, "seed": s, "mia": 5.0, "mia_error": e and e * (1 - s / 2)}
+            for m, e in errors.items()
+            for s in (1, 0)
+        ]
+        summary = summaries.summarise(rows, [column])
+        caption = tables.caption(summary)
+        self.assertIn("MIA of one run has a standard error of up to 0.50, ", caption)
+        self.assertIn("and of more than a point for Ga (2.12).", caption)
+        self.assertEqual(tables.run_number(rows[2], column), "5.00 ± 0.25")
+        self.assertEqual(tables.run_number(rows[-1], column), "5.00")
+        small = summaries.summarise(rows[:4], [column])
+        self.assertTrue(tables.caption(small).endswith("error of up to 0.50."))
+        old = summaries.summarise(rows[6:], [column])
+        self.assertNotIn("standard error", tables.caption(old))
+
     def test_rich_table_grows_from_nothing(self):
         rows = invent(6, 2, np.random.default_rng(0))
         names = [*dict.fromkeys(r["method"] for r in rows), "[bold]odd[/]"]

@@ -6,6 +6,7 @@ import tempfile
 from unittest import mock
 
 import chex
+import jax
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
@@ -43,7 +44,8 @@ class StoreTest(parameterized.TestCase):
         self.assertIn("jax", results["environment"])
 
     def test_progress_is_kept_until_the_run_is_finished(self):
-        state = (jnp.arange(2, dtype=jnp.bfloat16), {"b": jnp.int32(3)}, None)
+        others = jax.random.key(3), jnp.ones((), jnp.complex64), jnp.zeros((0, 2))
+        state = (jnp.arange(2, dtype=jnp.bfloat16), {"b": jnp.int32(3)}, None, others)
         with self.open() as kept:
             for epoch in (1, 2):
                 kept.save_progress("salun", 1, epoch, state, {"seconds": 1.5})

@@ -5,6 +5,7 @@ from typing import Any
 
 from experiments.classification import optimisation
 from experiments.classification.optimisation import Losses, Optimisation, Trial
+from experiments.engine import kernels
 from experiments.engine.recipes import COUNT_OR_0, SHARE_ABOVE_0, SWITCH, field
 from experiments.reporting.report import MethodNote
 from mujax import methods
@@ -32,6 +33,12 @@ class Recipe(Optimisation):
     orthogonal: bool = field(
         True, "Remove the direction of the weights from the gradient first.", SWITCH
     )
+    axes: str = field(
+        "",
+        "How kernels are seen as matrices where names and shapes do not tell, such as "
+        "'blocks/*/w=batch:0;rows:1;columns:2 stem/w=none'.",
+        kernels.AXES,
+    )
 
 
 def build(recipe: Recipe, losses: Losses, steps: int) -> methods.Method:
@@ -43,6 +50,7 @@ def build(recipe: Recipe, losses: Losses, steps: int) -> methods.Method:
         orthogonal=recipe.orthogonal,
         eval_loss_fn=losses.evaluation,
         rank=recipe.rank or None,
+        overrides=kernels.parse(recipe.axes),
     )
 
 

@@ -2,6 +2,7 @@
 
 from experiments.classification.methods import semu
 from experiments.classification.optimisation import Losses
+from experiments.engine import kernels
 from experiments.reporting.report import MethodNote
 from mujax import methods
 
@@ -18,6 +19,7 @@ def build(recipe: Recipe, losses: Losses, steps: int) -> methods.Method:
         orthogonal=recipe.orthogonal,
         eval_loss_fn=losses.evaluation,
         rank=recipe.rank or None,
+        overrides=kernels.parse(recipe.axes),
     )
 
 
