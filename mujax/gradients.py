@@ -184,9 +184,7 @@ def num_examples(batch: PyTree, name: str = "batch") -> int:
     shapes = {jax.tree_util.keystr(path): np.shape(leaf) for path, leaf in leaves}
     lengths = {path: shape[0] if shape else 0 for path, shape in shapes.items()}
     if not any(lengths.values()):
-        raise ValueError(
-            f"Got {name} of shapes {shapes}, wanted at least one example."
-        )
+        raise ValueError(f"Got {name} of shapes {shapes}, wanted at least one example.")
     first = next(iter(lengths))
     for path, length in lengths.items():
         if length != lengths[first]:

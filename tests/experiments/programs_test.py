@@ -138,7 +138,8 @@ class StudyTest(absltest.TestCase):
         with contextlib.chdir(folder):
             for seeds in (1, 3):
                 flags = f"--dataset npz:own.npz --model tiny_net:Net --seeds {seeds}"
-                flags += " --train.epochs 1 --recipe.epochs 1 --cache None --out out"
+                flags += " --train.epochs 1 --train.batch-size 64 --recipe.epochs 1"
+                flags += " --cache None --out out"
                 self.assertEqual(classification.main(flags.split()), 0)
                 counts.append(programs.count())
         # One for originals, Retrains, FT and RL, one for both SEMUs, and one each for
