@@ -33,6 +33,7 @@ from experiments.reporting import summary, tables
 FLAGS = (
     *("dataset", "methods", "seeds", "out", "keep-every", "scenario", "model"),
     *("forget-fraction", "forget-seed", "forget-class", "forget-indices"),
+    *("forgotten-indices", "attack", "checkpoint"),
 )
 RECIPES = {"train": Optimisation} | {name: m.Recipe for name, m in METHODS.items()}
 RECIPE_FLAGS = (
