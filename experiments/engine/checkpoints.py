@@ -17,9 +17,8 @@ import numpy as np
 from flax import traverse_util
 
 from experiments.engine import formats
-from experiments.models import foreign
-
 from experiments.errors import UserError
+from experiments.models import foreign
 
 _OVERHEAD = 8192
 """Bytes that Orbax writes about a leaf, roughly."""
