@@ -2,7 +2,6 @@
 
 import dataclasses
 import glob
-import math
 from collections.abc import Mapping
 
 import jax
@@ -122,7 +121,8 @@ def describe(
         ranks, trainable = None, 0
         if basis is not None:
             low, high = np.min(basis.rank), np.max(basis.rank)
-            ranks, trainable = (int(low), int(high)), math.prod(basis.core_shape)
+            ranks = int(low), int(high)
+            trainable = int(np.sum(np.square(basis.rank)))
         rows.append(
             LeafRow(
                 name, np.shape(leaf), known.name, view, ranks, trainable, np.size(leaf)

@@ -3,7 +3,8 @@
 Methods compile what they do with a caller's loss. ``jax.jit`` of a module's function
 with the loss as a static argument would keep the loss, and all arrays in its closure,
 for ever; a ``jax.jit`` made in each call would compile each time. Here the programs of
-a function are found by its identity and go when it goes.
+a function are found by its identity, go when it goes, and are made anew when what it
+sees besides its arguments is another.
 """
 
 import functools
@@ -15,6 +16,7 @@ import jax
 import numpy as np
 from jax.tree_util import Partial
 
+from mujax._captures import any_traced, captures, is_value, snapshot, unchanged
 from mujax._trees import is_array
 
 
@@ -66,15 +68,23 @@ def program(
     root, bound, rebuild, static = _take_apart(fun)
     programs = _programs_of(root)
     key = (body, static, options)
-    if key not in programs:
-        programs[key] = _compile(body, _weak(root), rebuild, options)
-    compiled = programs[key]
+    seen = captures(root)
+    compiled, tests = programs.get(key, (None, []))
+    fresh = compiled is None or any_traced(seen) or not unchanged(tests, seen)
+    if fresh:
+        compiled = _compile(body, _weak(root), rebuild, options)
 
     def call(*args: Any) -> Any:
         leaves, structure = jax.tree.flatten((bound, args))
         arrays = [x if is_array(x) else None for x in leaves]
         fixed = tuple(None if is_array(x) else x for x in leaves)
-        return compiled(arrays, (structure, fixed))
+        result = compiled(arrays, (structure, fixed))
+        if fresh:
+            # After tracing, for that may itself have changed what the function sees.
+            now = captures(root)
+            if not any_traced(now):
+                programs[key] = (compiled, snapshot(now))
+        return result
 
     return call
 
@@ -109,9 +119,7 @@ def _take_apart(fun: Callable[..., Any]):
         leaves, structure = jax.tree.flatten((fun.args, fun.keywords))
         arrays = [x if traced(x) else None for x in leaves]
         fixed = tuple(None if traced(x) else x for x in leaves)
-        try:
-            hash(fixed)
-        except TypeError:
+        if not all(map(is_value, fixed)):  # they may hold arrays, or change
             return fun, (), lambda root, bound: root, ()
         root, bound, rebuild, static = _take_apart(fun.func)
 
@@ -130,11 +138,11 @@ def _has_dtype(x: Any) -> bool:
     return isinstance(x, (jax.Array, np.ndarray, np.generic))
 
 
-_PROGRAMS: dict[int, tuple[Any, dict[Hashable, Callable[..., Any]]]] = {}
+_PROGRAMS: dict[int, tuple[Any, dict[Hashable, Any]]] = {}
 """By identity of a function (or of a method's object): a weak reference, programs."""
 
 
-def _programs_of(fun: Callable[..., Any]) -> dict[Hashable, Callable[..., Any]]:
+def _programs_of(fun: Callable[..., Any]) -> dict[Hashable, Any]:
     """Programs that go with the function; nothing keeps those of one without them."""
     owner = getattr(fun, "__self__", fun)
     number = id(owner)

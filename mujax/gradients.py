@@ -5,7 +5,8 @@ entries, SEMU takes its singular directions, CUFG bends the retain gradient with
 Each function here takes ``loss_fn(params, batch) -> scalar`` (the mean over the
 batch) and any iterable of batches, which may have different sizes.
 
-The same loss function compiles once, and nothing of it stays when it goes;
+The same loss function compiles once, anew where what it sees besides its arguments (a
+variable, an attribute) is another, and nothing of it stays when it goes;
 :class:`jax.tree_util.Partial` binds arrays to it without compiling anew for their
 values. Parameters are floating-point or complex arrays; what is no array (an Equinox
 module's activation) passes through with None as its gradient. Outside ``jit`` a
@@ -150,7 +151,6 @@ def example_gradients(loss_fn: LossFn, params: PyTree, batch: PyTree) -> PyTree:
       >>> example_gradients(loss_fn, jnp.float32(1), jnp.array([1.0, 2.0]))
       Array([1., 2.], dtype=float32)
     """
-
     num_examples(batch)
 
     def gradient(example):
@@ -184,16 +184,14 @@ def num_examples(batch: PyTree, name: str = "batch") -> int:
     shapes = {jax.tree_util.keystr(path): np.shape(leaf) for path, leaf in leaves}
     lengths = {path: shape[0] if shape else 0 for path, shape in shapes.items()}
     if not any(lengths.values()):
-        raise ValueError(
-            f"Got {name} of shapes {shapes}, wanted at least one example."
-        )
+        raise ValueError(f"Got {name} of shapes {shapes}, wanted at least one example.")
     first = next(iter(lengths))
     for path, length in lengths.items():
         if length != lengths[first]:
             raise ValueError(
                 f"{name}{path} has shape {shapes[path]}, {name}{first} has "
-                f"{shapes[first]}; give all leaves the same leading axis, and bind what "
-                "belongs to no example to the loss (jax.tree_util.Partial)."
+                f"{shapes[first]}; give all leaves the same leading axis, and bind "
+                "what belongs to no example to the loss (jax.tree_util.Partial)."
             )
     return lengths[first]
 

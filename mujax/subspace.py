@@ -65,6 +65,7 @@ def svd_bases(
     rank: int | np.integer | jax.Array | None = None,
     max_rank: int | np.integer | jax.Array | None = None,
     per_channel: bool = False,
+    few_shapes: bool = False,
     axes: PyTree | Callable[[Any, Any], MatrixAxes | None] | None = None,
     overrides: Mapping[str, MatrixAxes | None] | None = None,
 ) -> PyTree:
@@ -94,6 +95,9 @@ def svd_bases(
         than 10 takes a randomised range finder, its energy measured against the exact
         :math:`\lVert G \rVert^2`; without it an exact SVD, slow beyond 1,000.
       per_channel: let each matrix of a kernel keep its own rank.
+      few_shapes: leave zero columns behind the rank, up to one of few sizes, so that
+        gradients of other ranks make arrays of the same shapes and what is compiled
+        for them serves again.
       axes: which leaves are kernels: a tree of ``MatrixAxes | None`` like ``grads``,
         or a function ``(path, leaf) -> MatrixAxes | None``; by default
         :func:`mujax.roles.infer` tells.
@@ -143,14 +147,15 @@ def svd_bases(
         bases[i] = basis
     traced = any(is_traced(x) for x in jax.tree.leaves(found))
     tree = treedef.unflatten(bases)
-    return tree if traced or rank is not None else trim(tree)
+    return tree if traced or rank is not None else trim(tree, few_shapes=few_shapes)
 
 
-def trim(bases: PyTree) -> PyTree:
+def trim(bases: PyTree, *, few_shapes: bool = False) -> PyTree:
     """Cuts bases made inside jit or vmap to the ranks they have; on the host.
 
     Args:
       bases: from :func:`svd_bases`; leading axes added by vmap are kept.
+      few_shapes: cut no basis of up to 16 columns, others to a power of two.
 
     Returns:
       The same tree with the largest rank as r in each :class:`Basis`.
@@ -172,6 +177,8 @@ def trim(bases: PyTree) -> PyTree:
                 f"The basis of {jax.tree_util.keystr(path)} has rank 0: its gradient "
                 "was not finite; compute the loss in float32 or leave out the batch."
             )
+        if few_shapes:
+            r = max(16, 1 << (r - 1).bit_length())
         left, right = basis.left[..., :r], basis.right[..., :r]
         return dataclasses.replace(basis, left=left, right=right)
 
@@ -186,8 +193,7 @@ def init_cores(bases: PyTree) -> tuple[jax.Array, ...]:
 
     Returns:
       A float32 array for each kernel in tree order, of shape (B, r, r), or (r, r) if
-      the kernel has no batch axes. Their sizes add up to the trainable count (entries
-      that ``per_channel`` masks are counted too).
+      the kernel has no batch axes; :func:`core_mask` tells which entries count.
 
     Example:
       >>> bases = svd_bases({"w": jnp.eye(4), "b": jnp.ones(4)}, rank=2)
@@ -196,6 +202,28 @@ def init_cores(bases: PyTree) -> tuple[jax.Array, ...]:
     """
     kernels = jax.tree.leaves(bases, is_leaf=is_basis)
     return tuple(jnp.zeros(basis.core_shape, jnp.float32) for basis in kernels)
+
+
+def core_mask(bases: PyTree) -> tuple[jax.Array, ...]:
+    """Which entries of the cores stand for directions that are kept; others do nothing.
+
+    Args:
+      bases: from :func:`svd_bases`.
+
+    Returns:
+      A boolean array for each core of :func:`init_cores`, of its shape.
+
+    Example:
+      >>> bases = jax.jit(svd_bases)({"w": jnp.diag(jnp.array([9.0, 9.0, 1.0]))})
+      >>> core_mask(bases)[0].sum()  # two of three directions
+      Array(4, dtype=int32)
+    """
+
+    def mask(basis):
+        kept = jnp.arange(basis.left.shape[-1]) < basis.rank[..., None]
+        return (kept[..., :, None] & kept[..., None, :]).reshape(basis.core_shape)
+
+    return tuple(map(mask, jax.tree.leaves(bases, is_leaf=is_basis)))
 
 
 def apply_cores(params: PyTree, bases: PyTree, cores: Sequence[jax.Array]) -> PyTree:

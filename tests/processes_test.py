@@ -79,9 +79,7 @@ def functions(params, batches):
         "random": saliency.random_mask(jax.random.key(0), params, 0.5),
         "nothing": saliency.top_fraction_mask(params, 0.0),
         "density": saliency.density(saliency.threshold_mask(params, 0.1)),
-        "correct": correction.correct(
-            params, other, threshold=-1.0, forget_weight=0.5
-        ),
+        "correct": correction.correct(params, other, threshold=-1.0, forget_weight=0.5),
         "norms": norms,
         "alignment": curriculum.gradient_alignment(loss_fn, params, batches[0], other),
         "stages": curriculum.assign_stages(norms, 3),
@@ -190,10 +188,12 @@ class ProcessesTest(parameterized.TestCase):
 def named(tree, name):
     """Leaves as NumPy arrays, by their paths."""
     pairs = jax.tree_util.tree_leaves_with_path(tree)
-    return {
-        f"{name}.{jax.tree_util.keystr(path, simple=True, separator='.')}": np.asarray(x)
-        for path, x in pairs
-    }
+    return {key_of(name, path): np.asarray(leaf) for path, leaf in pairs}
+
+
+def key_of(name, path):
+    """The name of a leaf in the file."""
+    return f"{name}.{jax.tree_util.keystr(path, simple=True, separator='.')}"
 
 
 def child(folder, port, number):
@@ -214,7 +214,7 @@ def child(folder, port, number):
     for name, run in RUNS.items():
         result = run(params, batches)
         for path, leaf in jax.tree_util.tree_leaves_with_path(result):
-            key = f"{name}.{jax.tree_util.keystr(path, simple=True, separator='.')}"
+            key = key_of(name, path)
             if isinstance(leaf, jax.Array):
                 found[f"{key}.spec"] = str(leaf.sharding.spec)
                 leaf = replicate(leaf)

@@ -11,6 +11,7 @@ import shutil
 import sys
 import tempfile
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,8 +20,9 @@ import pytest
 from absl.testing import absltest, parameterized
 from flax import nnx
 
-from experiments import data
+from experiments import data, models
 from experiments.classification import __main__ as classification
+from experiments.engine import checkpoints
 from tests.examples import own_attention, own_model
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -48,6 +50,28 @@ class ReadmeTest(parameterized.TestCase):
     def test_is_short_and_names_the_commands(self):
         self.assertLessEqual(len(README.splitlines()), 150)
         self.assertIn("python -m experiments.classification", README)
+
+    def test_layers_in_lists_go_over_and_are_taken_back(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.addCleanup(os.chdir, pathlib.Path.cwd())
+        os.chdir(folder.name)
+
+        def make(key=0):
+            return own_attention.Net(10, (8, 8, 1), rngs=nnx.Rngs(key))
+
+        images, labels = np.zeros((3, 8, 8, 1), np.uint8), np.arange(3)
+        own_model.hand_over(make(), (images, labels), (images, labels), [1])
+        init = models.build("tests.examples.own_attention:Net", 10, (8, 8, 1)).init
+        tree = checkpoints.load_original(pathlib.Path("trained"), init)
+        tree["params"] = jax.tree.map(lambda x: x + 1, tree["params"])
+        checkpoints.save_checkpoint(pathlib.Path("unlearned"), tree)
+        taken, expected = make(1), nnx.state(make(), nnx.Param)
+        own_model.take_back(taken, "unlearned")
+        chex.assert_trees_all_equal(
+            nnx.to_pure_dict(nnx.state(taken, nnx.Param)),
+            jax.tree.map(lambda x: x + 1, nnx.to_pure_dict(expected)),
+        )
 
     @parameterized.named_parameters(
         ("as_shown", own_model, "finetune,salun,semu"),

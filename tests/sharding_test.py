@@ -469,9 +469,9 @@ class AxesTest(parameterized.TestCase):
         method = methods.ufg(full_loss, optax.sgd(0.1), microbatch_size=8)
         for run in (
             lambda params, batch: curriculum.gradient_norm(loss_fn, params, batch),
-            lambda params, batch: method.step(
-                method.init(params), batch, forget_batch=batch
-            )[0].trained,
+            lambda params, batch: (
+                method.step(method.init(params), batch, forget_batch=batch)[0].trained
+            ),
         ):
             moves = re.findall(r"all-gather|all-to-all|collective-permute", text(run))
             self.assertEmpty(moves)

@@ -1021,13 +1021,27 @@ class LeavesTest(parameterized.TestCase):
             params = {"w": jnp.zeros(101, jnp.float64)}
             steps = {"w": jnp.asarray(rng.normal(size=101))}
             self.assertEqual(steps["w"].dtype, jnp.float64)
-            tx: Any = transforms.soft_threshold_updates(SHARE)
-            pulled, _ = tx.update(steps, tx.init(params), params)
-            self.assertEqual(pulled["w"].dtype, jnp.float64)
-            self.assertEqual(np.sum(np.asarray(pulled["w"]) == 0), 50)
+            # The k-th smallest rounds down for some shares, and up for others.
+            for count in (10, 30, 50, 70, 90):
+                tx: Any = transforms.soft_threshold_updates((count + 0.5) / 101)
+                pulled, _ = tx.update(steps, tx.init(params), params)
+                self.assertEqual(pulled["w"].dtype, jnp.float64)
+                self.assertEqual(np.sum(np.asarray(pulled["w"]) == 0), count)
             mask: Any = transforms.mask_updates({"w": steps["w"] > 0})
             kept, _ = mask.update(steps, mask.init(params))
             np.testing.assert_array_equal(kept["w"], np.maximum(steps["w"], 0))
+
+    def test_complex_leaves_count_by_magnitude(self):
+        retain = jnp.array([3 + 4j, 1j, 1.0], jnp.complex64)
+        tx: Any = transforms.soft_threshold_updates(1 / 3 + 1e-3)
+        near, _ = tx.update(retain, tx.init(0 * retain), 0 * retain)
+        np.testing.assert_allclose(near, [4 * (0.6 + 0.8j), 0, 0], rtol=1e-6)
+        tx = transforms.blend_updates(0.5)
+        mixed, _ = tx.update(retain, tx.init(retain), forget_grads=1j * retain)
+        np.testing.assert_allclose(mixed, (1 + 1j) / 2 * np.asarray(retain), rtol=1e-6)
+        tx = transforms.mask_updates(np.array([True, False, True]))
+        kept, _ = tx.update(retain, tx.init(retain))
+        np.testing.assert_array_equal(kept, [3 + 4j, 0, 1])
 
     @parameterized.parameters(np.float64(0.57), np.float32(0.57), 0.57, "schedule")
     def test_a_share_counts_the_same_compiled_or_not(self, share):

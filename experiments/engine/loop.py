@@ -281,8 +281,8 @@ def _stepwise(make: Callable[[Any], methods.Method]) -> Callable:
 
 
 def _lengthened(steps: np.ndarray, count: int) -> np.ndarray:
-    """Zeros behind the steps, up to the next power of two."""
-    length = 1 << (count - 1).bit_length()
+    """Zeros behind the steps, up to the next power of two from 32 on."""
+    length = max(32, 1 << (count - 1).bit_length())
     return np.concatenate(
         [steps, np.zeros((length - count, *steps.shape[1:]), steps.dtype)]
     )

@@ -81,6 +81,11 @@ def compiled(function: Callable[..., Any], donate: int) -> Callable[..., Any]:
     return call
 
 
+def count() -> int:
+    """Number of programs that were compiled and are not forgotten."""
+    return len(_PROGRAMS)
+
+
 def clear() -> None:
     """Forgets all programs."""
     _PROGRAMS.clear()

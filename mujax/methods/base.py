@@ -13,6 +13,9 @@ seeds, shard it, or build the method with ``axis_name`` and put it under ``pmap`
 ``loss_fn(params, model_state, batch, key) -> (loss, (model_state, aux))``, the mean
 over the batch; methods that need an evaluation mode take a second one, and those that
 compare with the original model give its parameters after ``params``.
+
+Inside of ``step`` nothing is read on the host. Of complex parameters the optimiser is
+given the directions of ascent, the conjugates of what ``jax.grad`` gives.
 """
 
 import dataclasses
@@ -382,7 +385,7 @@ def _uphill(grads: PyTree) -> PyTree:
 
 
 def _mean_over(axis_name: str | None, tree: PyTree) -> PyTree:
-    """Averages the floating-point and complex leaves over a mapped axis, if there is one.
+    """Averages the real and complex leaves over a mapped axis, if there is one.
 
     A step averages the loss that it differentiates and then the gradients. Under pmap
     these are each replica's own; under shard_map those of replicated parameters come

@@ -190,7 +190,8 @@ def _semu(
         bases = subspace.svd_bases(
             grads, energy, params if orthogonal else None, **basis_options
         )
-        return base.Start(subspace.init_cores(bases), _Fixed(params, bases, mask))
+        cores = subspace.init_cores(bases)
+        return base.Start(cores, _Fixed(params, bases, mask), subspace.core_mask(bases))
 
     def merge(cores, fixed):
         params, bases, mask = fixed

@@ -245,6 +245,24 @@ class BorderTest(parameterized.TestCase):
         np.testing.assert_array_equal(logits, X * (1.0 if in_training else 2.0))
         self.assertEqual(state, {})
 
+    def test_boxes_lists_and_empty_parts_become_plain_dictionaries(self):
+        class Net(linen.Module):
+            @linen.compact
+            def __call__(self, x, train: bool = False):
+                def init(key):
+                    box = linen.Partitioned(jnp.float32(2), names=())
+                    return {"list": [box, {10: jnp.float32(3)}], "none": None, "e": {}}
+
+                tree = self.param("tree", init)
+                return x * tree["list"][0] + tree["list"][1][10]
+
+        model = from_linen(Net(), (FEATURES,))
+        params, state = model.init(jax.random.key(0))
+        self.assertEqual(params, {"tree": {"list": {"0": 2.0, "1": {"10": 3.0}}}})
+        logits, state = model.apply(params, state, X, train=True)
+        np.testing.assert_allclose(logits, X * 2 + 3, rtol=1e-6)
+        self.assertEqual(state, {})
+
     def test_wrong_trees_are_named(self):
         model = from_nnx(NNXNet)
         params, state = model.init(jax.random.key(0))

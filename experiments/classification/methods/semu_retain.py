@@ -19,6 +19,7 @@ def build(recipe: Recipe, losses: Losses, steps: int) -> methods.Method:
         orthogonal=recipe.orthogonal,
         eval_loss_fn=losses.evaluation,
         rank=recipe.rank or None,
+        few_shapes=True,
         overrides=kernels.parse(recipe.axes),
     )
 
