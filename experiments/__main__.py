@@ -8,6 +8,7 @@ COMMANDS = {
     "classification": "unlearn from an image classifier, beside Retrain",
     "diffusion": "forget a class in a diffusion model, beside Retrain",
     "tune": "search a classifier's recipes against a validation Retrain",
+    "export": "write an unlearned model in the trained one's form",
     "benchmarks": "time masks, bases, the corrected gradient and an epoch",
 }
 

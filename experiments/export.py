@@ -16,7 +16,11 @@ from experiments.engine.checkpoints import hand_back
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Write an unlearned model in the form that the trained one came in."""
+    """Write an unlearned model in the form that the trained one came in.
+
+    Examples:
+      python -m experiments.export --unlearned FOLDER --like trained --out unlearned
+    """
 
     unlearned: pathlib.Path
     """Checkpoint of a study, such as results/TASK/checkpoints/salun/seed_0."""

@@ -420,8 +420,9 @@ class ConfigTest(parameterized.TestCase):
             entries = json.loads(files[name].read_text())
             self.assertLessEqual(entries.keys(), found.keys())
             for method, entry in entries.items():
-                own = dataclasses.asdict(found[method])
-                self.assertEqual(own, {k: entry["recipe"][k] for k in own})
+                default = dataclasses.asdict(METHODS[method].Recipe())
+                given = {k: v for k, v in entry["recipe"].items() if k in default}
+                self.assertEqual(dataclasses.asdict(found[method]), default | given)
 
 
 if __name__ == "__main__":
