@@ -69,8 +69,8 @@ def program(
     programs = _programs_of(root)
     key = (body, static, options)
     seen = captures(root)
-    kept = programs.get(key)
-    fresh = kept is None or any_traced(seen) or not unchanged(kept[1], seen)
+    kept = programs.get(key, (None, []))
+    fresh = kept[0] is None or any_traced(seen) or not unchanged(kept[1], seen)
     compiled = _compile(body, _weak(root), rebuild, options) if fresh else kept[0]
 
     def call(*args: Any) -> Any:
