@@ -31,16 +31,15 @@ def captures(fun: Callable[..., Any]) -> list[Any]:
     Containers, attributes and functions are looked into: those it closes over, and of
     globals those of its own module. What is changed in place in an array is not seen.
     """
-    found, visited, waiting = [], set(), [fun]
+    found: list[Any] = []
+    visited: set[int] = set()
+    waiting: list[Any] = [fun]
     home = getattr(getattr(fun, "__func__", fun), "__globals__", None)
     if home is None:
+        # Not getattr, which finds that of the metaclass in every class.
+        kinds: tuple[type, ...] = type(fun).__mro__  # pyright: ignore
         call = next(
-            (
-                k.__dict__["__call__"]
-                for k in type(fun).__mro__
-                if "__call__" in k.__dict__
-            ),
-            None,
+            (k.__dict__["__call__"] for k in kinds if "__call__" in k.__dict__), None
         )
         home = getattr(call, "__globals__", None)
         waiting.append(call)
@@ -92,7 +91,7 @@ def _parts(x: Any, home: dict | None) -> Iterable[Any]:
                 yield None
         yield from x.__defaults__ or ()
         yield from (x.__kwdefaults__ or {}).values()
-        if x.__globals__ is home:
+        if home is not None and x.__globals__ is home:
             yield from (home[name] for name in _names(x.__code__) if name in home)
     elif isinstance(x, types.MethodType):
         yield from (x.__self__, x.__func__)

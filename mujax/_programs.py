@@ -69,10 +69,9 @@ def program(
     programs = _programs_of(root)
     key = (body, static, options)
     seen = captures(root)
-    compiled, tests = programs.get(key, (None, []))
-    fresh = compiled is None or any_traced(seen) or not unchanged(tests, seen)
-    if fresh:
-        compiled = _compile(body, _weak(root), rebuild, options)
+    kept = programs.get(key, (None, []))
+    fresh = kept[0] is None or any_traced(seen) or not unchanged(kept[1], seen)
+    compiled = _compile(body, _weak(root), rebuild, options) if fresh else kept[0]
 
     def call(*args: Any) -> Any:
         leaves, structure = jax.tree.flatten((bound, args))

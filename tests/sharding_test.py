@@ -462,7 +462,7 @@ class AxesTest(parameterized.TestCase):
         def text(run):
             def compiled(data):
                 jitted = jax.jit(run).lower(data["params"], data["batches"][0])
-                return jitted.compile().as_text()
+                return jitted.compile().as_text() or ""
 
             return self.on_mesh(compiled, AxisType.Explicit, True)[0]
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mujax._meshes import along
 from mujax._trees import PyTree, match
 
 
@@ -250,9 +251,11 @@ def null_like(condition: PyTree, null: PyTree) -> PyTree:
     """The null condition for every example."""
     one = jax.tree.map(lambda c: jax.ShapeDtypeStruct(c.shape[1:], c.dtype), condition)
     null = match(null, one, "null", "one example's condition")
-    return jax.tree.map(
-        lambda c, n: jnp.broadcast_to(jnp.asarray(n, c.dtype), c.shape), condition, null
-    )
+
+    def repeated(c, n):
+        return along(jnp.broadcast_to(jnp.asarray(n, c.dtype), c.shape), c)
+
+    return jax.tree.map(repeated, condition, null)
 
 
 def _schedule(betas: np.ndarray) -> Schedule:
