@@ -114,7 +114,9 @@ def fisher_saliency(
     return gradients.mean_squared_gradient(loss_fn, params, batches)
 
 
-def top_fraction_mask(saliency: PyTree, fraction: jax.typing.ArrayLike) -> PyTree:
+def top_fraction_mask(
+    saliency: PyTree, fraction: float | np.floating | jax.Array
+) -> PyTree:
     r"""Keeps the :math:`\lfloor \rho N \rfloor` largest scores of the whole tree.
 
     One global ranking over all leaves. The count is exact; equal scores are kept in
@@ -145,7 +147,7 @@ def top_fraction_mask(saliency: PyTree, fraction: jax.typing.ArrayLike) -> PyTre
 
 
 def top_fraction_mask_by_leaf(
-    saliency: PyTree, fraction: jax.typing.ArrayLike
+    saliency: PyTree, fraction: float | np.floating | jax.Array
 ) -> PyTree:
     r"""Keeps the :math:`\lfloor \rho N_l \rfloor` largest scores of every leaf.
 
@@ -176,7 +178,9 @@ def threshold_mask(saliency: PyTree, threshold: jax.typing.ArrayLike) -> PyTree:
     return jax.tree.map(lambda s: (s >= threshold) & sound, saliency)
 
 
-def random_mask(key: jax.Array, like: PyTree, fraction: jax.typing.ArrayLike) -> PyTree:
+def random_mask(
+    key: jax.Array, like: PyTree, fraction: float | np.floating | jax.Array
+) -> PyTree:
     r"""A uniformly random mask of exactly :math:`\lfloor \rho N \rfloor` entries.
 
     The control for :func:`top_fraction_mask`: the same density without saliency.
@@ -243,7 +247,9 @@ def _uniform_like(zeros: jax.Array, key: jax.Array) -> jax.Array:
     return zeros + jax.random.uniform(key, zeros.shape, zeros.dtype)
 
 
-def _top_fraction_mask(saliency: PyTree, fraction: jax.typing.ArrayLike) -> PyTree:
+def _top_fraction_mask(
+    saliency: PyTree, fraction: float | np.floating | jax.Array
+) -> PyTree:
     """The mask of scores that have been looked at; false where one is not finite."""
     check_fraction(fraction)
     total = _check_size(saliency)

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import pathlib
 import tempfile
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -130,7 +131,7 @@ class StudyTest(absltest.TestCase):
         labels = np.arange(120) % 3
         images = rng.integers(0, 90, (120, 4, 4, 1), np.uint8)
         images += (60 * labels[:, None, None, None]).astype(np.uint8)
-        arrays = dict(train_images=images, train_labels=labels)
+        arrays: dict[str, Any] = dict(train_images=images, train_labels=labels)
         np.savez(folder / "own.npz", **arrays, test_images=images, test_labels=labels)
         (folder / "tiny_net.py").write_text(MODEL)
         loop.clear_cache()
