@@ -1,6 +1,7 @@
 """Computing on arrays that lie over a mesh, whose axes may be Explicit."""
 
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -85,10 +86,11 @@ def zeros_along(x: Any, dtype: Any) -> jax.Array:
 
 def num_shards(x: Any) -> int:
     """In how many parts the leading axis lies; 1 if only the compiler knows."""
-    concrete = isinstance(x, jax.Array) and not is_traced(x)
-    sharding = x.sharding if concrete else _sharding(x)
-    part = sharding.shard_shape(jnp.shape(x))[0]
-    return jnp.shape(x)[0] // part if part else 1
+    if isinstance(x, jax.Array) and not is_traced(x):
+        part = x.sharding.shard_shape(x.shape)[0]
+        return x.shape[0] // part if part else 1
+    sizes = _sharding(x).mesh.shape
+    return math.prod(sizes[axis] for axis in _axes(_spec(x)[:1]))
 
 
 def _gathered(x: Any) -> Any:

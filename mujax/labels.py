@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from mujax._checks import in_range
+from mujax._meshes import zeros_along
 
 
 def random_labels(
@@ -53,6 +54,7 @@ def random_labels(
         steps = jax.random.randint(key, labels.shape, 1, num_classes)
         return _advance(labels, steps, num_classes)
     drawn = jax.random.randint(key, labels.shape, 0, num_classes).astype(labels.dtype)
+    drawn = drawn + zeros_along(labels, labels.dtype)
     return jnp.where(in_range(labels, num_classes), drawn, labels)
 
 
