@@ -44,6 +44,7 @@ FLAGS = (
     *("--seeds", "1", "--keep-every", "0", "--cache", "None"),
 )
 KILLS = 10
+PAUSE = 0.2  # seconds after an epoch, which is a moment: or none would be hit
 
 
 class Tiny(linen.Module):
@@ -64,10 +65,16 @@ def main() -> int:
     starts = pathlib.Path(os.environ["STARTS"])
     run = loop.run
 
-    def noted(*arguments, seed, start_epoch=0, **options):
+    def noted(*arguments, seed, on_epoch, start_epoch=0, **options):
         with starts.open("a") as file:
             file.write(f"{seed[1]} {start_epoch}\n")
-        return run(*arguments, seed=seed, start_epoch=start_epoch, **options)
+
+        def slowly(*epoch):
+            on_epoch(*epoch)
+            time.sleep(PAUSE)
+
+        options |= {"seed": seed, "start_epoch": start_epoch, "on_epoch": slowly}
+        return run(*arguments, **options)
 
     with mock.patch.object(loop, "run", noted):
         return classification.main()
