@@ -57,8 +57,9 @@ def sum_gradients(
       :func:`jax.grad` it has the conjugate of the direction of ascent in complex ones.
 
     Raises:
-      ValueError: there is no batch, a parameter is an integer, a boolean or a key, or,
-        outside ``jit``, a gradient is not finite; the message names the leaf.
+      ValueError: there is no batch or one of no example, a parameter is an integer, a
+        boolean or a key, or, outside ``jit``, a gradient is not finite; the message
+        names the leaf.
 
     Example:
       >>> loss_fn = lambda w, x: jnp.mean(w * x)
@@ -68,6 +69,7 @@ def sum_gradients(
     add, count = program(_add_gradient, loss_fn, transform), 0
     total = jax.tree.map(lambda z: jnp.zeros_like(transform(z)), _zeros(params))
     for batch in batches:
+        _check_any_example(batch)
         total = add(total, params, batch, 1.0)
         count += 1
     return _checked(total, count)
@@ -194,6 +196,20 @@ def num_examples(batch: PyTree, name: str = "batch") -> int:
                 "what belongs to no example to the loss (jax.tree_util.Partial)."
             )
     return lengths[first]
+
+
+def _check_any_example(batch: PyTree) -> None:
+    """Raises for a batch of none: its mean is NaN, but its gradient is zero.
+
+    Raises:
+      ValueError: naming the leaf that leads with an empty axis.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(batch):
+        if np.shape(leaf)[:1] == (0,):
+            raise ValueError(
+                f"batch{jax.tree_util.keystr(path)} has shape {np.shape(leaf)}, wanted "
+                "at least one example; leave the batch out."
+            )
 
 
 def _add_gradient(loss_fn, transform, total, params, batch, weight):

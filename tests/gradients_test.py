@@ -216,5 +216,24 @@ class ErrorsTest(parameterized.TestCase):
         self.assertEqual(gradients.num_examples({"x": jnp.ones((5, 2))}), 5)
 
 
+class EmptyBatchTest(parameterized.TestCase):
+    @parameterized.parameters(
+        gradients.sum_gradients,
+        gradients.mean_gradient,
+        gradients.mean_squared_gradient,
+    )
+    def test_a_batch_of_no_example_is_refused_by_name(self, function):
+        def loss(w, batch):
+            return jnp.mean(batch["x"] @ w)
+
+        for run in (function, jax.jit(function, static_argnums=0)):
+            with self.assertRaisesRegex(ValueError, r"\['x'\].*\(0, 3\).*example"):
+                run(
+                    loss,
+                    jnp.ones(3),
+                    [{"x": jnp.ones((2, 3))}, {"x": jnp.ones((0, 3))}],
+                )
+
+
 if __name__ == "__main__":
     absltest.main()
