@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from absl.testing import absltest, parameterized
 from flax import nnx
 from flax.core import FrozenDict
@@ -486,6 +487,7 @@ def call(model: Any, x: jax.Array) -> jax.Array:
     return jnp.tanh(model.last(jnp.tanh(model.first(x))))
 
 
+@pytest.mark.slow
 class MethodsTest(parameterized.TestCase):
     """Methods take parameters in any container and give them back in it."""
 

@@ -8,6 +8,7 @@ import equinox
 import jax
 import jax.numpy as jnp
 import optax
+import pytest
 from absl.testing import absltest, parameterized
 from jax.tree_util import Partial
 
@@ -84,6 +85,7 @@ def slope(loss_fn):
     return float(gradients.mean_gradient(loss_fn, WEIGHTS, [BATCH])[0])
 
 
+@pytest.mark.slow
 class NothingStaysTest(parameterized.TestCase):
     @parameterized.named_parameters(*LOSSES.items())
     def test_what_a_loss_holds_goes_with_it(self, make):

@@ -37,6 +37,7 @@ def check(run, mode):
     chex.assert_trees_all_close(found, wanted, rtol=2e-5, atol=2e-5)
 
 
+@pytest.mark.slow
 class ModesTest(parameterized.TestCase):
     @parameterized.product(name=QUICK, mode=list(MODES))
     def test_a_mode_changes_nothing(self, name, mode):

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from absl.testing import absltest, parameterized
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -129,6 +130,7 @@ def closed_over(params, batches):
     return "nothing was said"
 
 
+@pytest.mark.slow
 class ProcessesTest(parameterized.TestCase):
     """The children compute all at once; each test looks at a part of it."""
 

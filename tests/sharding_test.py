@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from absl.testing import absltest, parameterized
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -380,6 +381,7 @@ def one_device(run):
     return run(data | {"mask": saliency.top_fraction_mask(params, 0.4)})
 
 
+@pytest.mark.slow
 class AxesTest(parameterized.TestCase):
     """Batches lie along one axis and parameters along the other, of either kind."""
 

@@ -855,6 +855,7 @@ class ContainersTest(parameterized.TestCase):
         self.assertEqual(came["b"], optax.MaskedNode())
 
 
+@pytest.mark.slow
 class MeshTest(parameterized.TestCase):
     SHAPES: ClassVar = {
         "conv": {"kernel": (3, 3, 8, 16), "bias": (16,)},
@@ -975,6 +976,7 @@ def from_linen(net, x):
     return params, lambda params, x: net.apply({"params": params}, x)
 
 
+@pytest.mark.slow
 class TransformerTest(parameterized.TestCase):
     """SEMU moves every kernel of attention, and nothing that is no kernel."""
 

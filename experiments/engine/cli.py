@@ -155,7 +155,8 @@ def _main(
         with _interruptions(), _flushed():
             script(flags.parse(config_class, prog, arguments))
     except UserError as error:
-        say(f"{prog}: {error}")
+        lines = f"{prog}: {error}".splitlines()
+        say("\n".join(map(printable, lines)))
         return 2
     except KeyboardInterrupt:
         say("\nInterrupted. What was finished is kept: the same command goes on.")

@@ -40,6 +40,7 @@ class EnvironmentTestCase(parameterized.TestCase):
         self.folder = pathlib.Path(folder.name)
 
 
+@pytest.mark.slow
 class StartTest(EnvironmentTestCase):
     @parameterized.named_parameters(
         ("closed_streams", "<&- >&- 2>&-", {}, ""),

@@ -8,6 +8,7 @@ import tempfile
 from unittest import mock
 
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 from flax import nnx
 
@@ -58,6 +59,7 @@ class TextTest(parameterized.TestCase):
         self.assertFalse(kernels.AXES.holds(text))
 
 
+@pytest.mark.slow
 class CommandLineTest(parameterized.TestCase):
     def run_job(self, *flags):
         """The exit code, what was said, and whether it got to the first training."""

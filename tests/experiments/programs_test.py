@@ -9,6 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from absl.testing import absltest, parameterized
 
 from experiments.classification import __main__ as classification
@@ -124,6 +125,7 @@ class Net(nnx.Module):
 """
 
 
+@pytest.mark.slow
 class StudyTest(absltest.TestCase):
     def test_all_methods_compile_as_many_programs_for_any_number_of_seeds(self):
         folder = pathlib.Path(tempfile.mkdtemp())
