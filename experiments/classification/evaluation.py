@@ -167,12 +167,17 @@ def measure(outputs: Outputs, seed: int, attack: Attack) -> dict[str, float]:
     """
     if not all(np.isfinite(probs).all() for probs, _ in outputs):
         raise DivergedError("The model's outputs are no longer finite.")
+    # Fits of many images take seconds each, and hardly turn with the draw.
+    many = min(len(outputs.retain[1]), len(outputs.test[1])) > 2000
+    min_draws, max_draws = (4, 16) if many else (10, 100)
     mia = auditing.mean_forget_efficacy(
         *outputs.retain,
         *outputs.test,
         *outputs.forget,
         feature=auditing.FEATURES[attack],
         seed=seed,
+        min_draws=min_draws,
+        max_draws=max_draws,
     )
     attacked = {"mia": mia.mean, "mia_error": mia.error, "mia_draws": mia.draws}
     return accuracies(outputs) | attacked

@@ -225,13 +225,13 @@ def _own_errors(summary: Summary) -> list[str]:
         if not errors:
             continue
         large = {label: error for label, error in errors.items() if error > 1}
-        small = max((e for label, e in errors.items() if label not in large), default=0)
-        shown = format_number(small, column)
-        sentence = f"{column.label} of one run has a standard error of up to {shown}"
+        small = [e for label, e in errors.items() if label not in large]
+        parts = [f"of up to {format_number(max(small), column)}"] if small else []
         if large:
             listed = [f"{k} ({format_number(v, column)})" for k, v in large.items()]
-            sentence += f", and of more than a point for {', '.join(listed)}"
-        sentences.append(sentence)
+            parts.append(f"of more than a point for {', '.join(listed)}")
+        what = f"{column.label} of one run has a standard error"
+        sentences.append(f"{what} {', and '.join(parts)}")
     return sentences
 
 

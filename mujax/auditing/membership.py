@@ -187,7 +187,7 @@ def mean_forget_efficacy(
     max_error: float = 1.0,
     min_draws: int = 10,
     max_draws: int = 100,
-    max_size: int = 1000,
+    max_size: int = 10_000,
 ) -> MeanEfficacy:
     r"""MIA as the mean over draws of the attack's members, with its standard error.
 
@@ -213,8 +213,10 @@ def mean_forget_efficacy(
       max_error: standard error that is small enough, in percentage points.
       min_draws: draws made in any case, at least 2.
       max_draws: draws after which it stops.
-      max_size: members, and non-members, of one draw at most: a fit's time grows with
-        the square of their number, and the mean over draws sees further examples.
+      max_size: members, and non-members, of one draw at most. A fit's time grows with
+        the square of their number (10,000 a side take seconds), but small draws turn
+        more: of one model on Fashion-MNIST, 1,000 a side said 20 with a standard
+        deviation of 12, 10,000 a side 13 with one of 0.7.
 
     Returns:
       Mean, standard error and number of draws.
