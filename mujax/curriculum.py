@@ -77,7 +77,9 @@ def el2n(probs: jax.typing.ArrayLike, labels: jax.typing.ArrayLike) -> jax.Array
       `Paul et al. (2021) <https://arxiv.org/abs/2107.07075>`_.
     """
     probs, labels = _check_outputs(probs, labels)
-    return jnp.linalg.norm(probs - jax.nn.one_hot(labels, probs.shape[1]), axis=1)
+    return jnp.linalg.norm(
+        probs - jax.nn.one_hot(labels, probs.shape[1], dtype=probs.dtype), axis=1
+    )
 
 
 def loss_difficulty(

@@ -51,10 +51,10 @@ def random_labels(
     labels = _check(labels, num_classes)
     if exclude_true:
         # Every other class lies between 1 and K − 1 steps further round the circle.
-        steps = jax.random.randint(key, labels.shape, 1, num_classes)
+        steps = jax.random.randint(key, labels.shape, 1, num_classes, jnp.int32)
         return _advance(labels, steps, num_classes)
-    drawn = jax.random.randint(key, labels.shape, 0, num_classes).astype(labels.dtype)
-    drawn = drawn + zeros_along(labels, labels.dtype)
+    drawn = jax.random.randint(key, labels.shape, 0, num_classes, jnp.int32)
+    drawn = drawn.astype(labels.dtype) + zeros_along(labels, labels.dtype)
     return jnp.where(in_range(labels, num_classes), drawn, labels)
 
 

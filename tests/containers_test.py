@@ -306,6 +306,7 @@ def wanted() -> Any:
     return by_hand(chain(), PARAMS)
 
 
+@pytest.mark.slow
 class LoopsTest(parameterized.TestCase):
     def check(self, found: Any) -> None:
         """The plain run's numbers, and frozen weights bit-identical."""

@@ -250,7 +250,7 @@ def probs(data):
 
 
 def classes(data):
-    return jnp.argmax(data["batches"][0]["y"], 1)
+    return jnp.argmax(data["batches"][0]["y"], 1).astype(jnp.int32)
 
 
 LIKE_PARAMS = {

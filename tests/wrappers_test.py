@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from absl.testing import absltest, parameterized
 from optax import contrib
 
@@ -319,6 +320,7 @@ def close(first: Any, second: Any, atol: float = 1e-5) -> bool:
     )
 
 
+@pytest.mark.slow
 class TransformsTest(parameterized.TestCase):
     def test_the_tables_hold_all_that_optax_has(self):
         known = set(TRANSFORMS) | {name.split("(")[0] for name in WRAPPERS} | set(NOTES)

@@ -285,7 +285,7 @@ def _diffuse(
     """Noised data, their antithetic steps and their noise."""
     t_key, noise_key = jax.random.split(key)
     t = antithetic_timesteps(t_key, x0.shape[0], schedule.num_steps)
-    noise = jax.random.normal(noise_key, x0.shape)
+    noise = jax.random.normal(noise_key, x0.shape, jnp.result_type(x0, jnp.float32))
     return add_noise(schedule, x0, t, noise), t, noise
 
 

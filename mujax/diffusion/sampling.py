@@ -213,11 +213,13 @@ def _reverse(
         if clip is not None:
             x0 = jnp.clip(x0, -clip, clip)
         mean, deviation = move(x, x0, t, following)
-        fresh = jax.random.normal(jax.random.fold_in(key, t), shape)
+        fresh = jax.random.normal(jax.random.fold_in(key, t), shape, jnp.float32)
         return mean + deviation * fresh, None
 
     # No step has the number T, so the start shares its key with none.
-    start = jax.random.normal(jax.random.fold_in(key, schedule.num_steps), shape)
+    start = jax.random.normal(
+        jax.random.fold_in(key, schedule.num_steps), shape, jnp.float32
+    )
     start = along(start, condition)
     return jax.lax.scan(body, start, (steps, np.append(steps[1:], -1)))[0].astype(dtype)
 

@@ -156,7 +156,8 @@ def antithetic_timesteps(key: jax.Array, batch_size: int, num_steps: int) -> jax
       >>> print(t[:2] + t[2:])
       [999 999]
     """
-    half = jax.random.randint(key, ((batch_size + 1) // 2,), 0, num_steps)
+    shape = ((batch_size + 1) // 2,)
+    half = jax.random.randint(key, shape, 0, num_steps, jnp.int32)
     return jnp.concatenate([half, num_steps - 1 - half])[:batch_size]
 
 

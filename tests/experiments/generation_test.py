@@ -415,7 +415,7 @@ class StudyTest(parameterized.TestCase):
         ("samples", ["--samples", "1"], "--samples 1"),
         ("steps", ["--sampling-steps", "2000"], "give 1 to 1000"),
         ("rate", ["--recipe.learning-rate", "-1"], "--recipe.learning-rate -1"),
-        ("checkpoint", ["--checkpoint", "nowhere"], "Give --checkpoint a folder"),
+        ("checkpoint", ["--checkpoint", "nowhere"], "Give an Orbax folder"),
     )
     def test_bad_input_is_a_line_and_exit_code_2(self, flags, words):
         code, err = run(*self.flags, *flags, "--out", str(self.out))
