@@ -251,4 +251,4 @@ def _percent(hits: jax.Array, count: jax.typing.ArrayLike) -> jax.Array:
     # XLA divides by a constant through its reciprocal: N of N would be 100.00001.
     perfect = (hits == count) & (hits > 0)
     share = jnp.where(count == 0, jnp.nan, hits / jnp.maximum(count, 1))
-    return jnp.where(perfect, 100.0, 100 * share)
+    return jnp.where(perfect, 100.0, 100 * share).astype(jnp.float32)
