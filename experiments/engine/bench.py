@@ -7,6 +7,7 @@ what is trained once and used again, and what becomes of a run that diverges.
 
 import copy
 import dataclasses
+import functools
 import hashlib
 import pathlib
 import sys
@@ -18,7 +19,7 @@ import numpy as np
 import rich.console
 import rich.table
 
-from experiments.engine import cli, loop, programs, study
+from experiments.engine import cli, loop, programs, study, workers
 from experiments.engine.cache import Cache
 from experiments.engine.checkpoints import load_original
 from experiments.engine.progress import Display
@@ -144,7 +145,8 @@ def run_study(
         **({"adapted": list(adapted)} if adapted else {}),
     }
     labels = {name: note.label for name, note in task.notes.items()}
-    with Store(config.folder, settings, cli.EXTENDABLE) as store:
+    order = (*BASELINES, *config.METHODS)
+    with Store(config.folder, settings, cli.EXTENDABLE, order) as store:
 
         def estimates() -> summary.Summary:
             return summary.summarise(
@@ -228,9 +230,15 @@ class Bench:
             for name in (*BASELINES, *names)
             if self.store.row(name, seed) is None
         ]
+        count = self.config.workers or workers.default(self._num_params())
         with Display(sum(self.steps(name) for name, _ in runs), table) as display:
-            for name, seed in runs:
-                self.with_task(self.task.for_seed(seed)).run(name, seed, display)
+
+            def job(name: str, seed: int) -> workers.Job:
+                bench = self.with_task(self.task.for_seed(seed))
+                run = functools.partial(bench.run, name, seed, display)
+                return workers.Job((name, seed), self._needs(name, seed), run)
+
+            workers.work([job(*run) for run in runs], count)
 
     def run(self, name: str, seed: int, display: Display) -> None:
         """Trains or unlearns, measures, and keeps the row."""
@@ -259,6 +267,18 @@ class Bench:
         if name == ORIGINAL:
             self._originals[seed] = checkpoint
         display.finished(self._line(row))
+
+    def _needs(self, name: str, seed: int) -> list[tuple[str, int]]:
+        """The runs that a run starts from, or is compared with."""
+        needs = [(REFERENCE, seed), (ORIGINAL, seed)]
+        if name in BASELINES:
+            trained = seed % (self.config.trainings or seed + 1)
+            needs = [(REFERENCE, seed), (name, trained)]
+        return [need for need in needs if need != (name, seed)]
+
+    def _num_params(self) -> int:
+        params, _ = jax.eval_shape(self.task.init, jax.random.key(0))
+        return sum(leaf.size for leaf in jax.tree.leaves(params))
 
     def steps(self, name: str) -> int:
         """Optimiser steps of a method's run."""

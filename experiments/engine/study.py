@@ -5,6 +5,7 @@ run is measured; this module trains, keeps, resumes and survives divergence.
 """
 
 import dataclasses
+import threading
 import time
 import zlib
 from collections.abc import Callable, Mapping
@@ -13,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.engine import loop, programs
+from experiments.engine import loop, programs, workers
 from experiments.engine.progress import Display
 from experiments.engine.stopwatch import Stopwatch
 from experiments.engine.store import Store
@@ -103,14 +104,16 @@ def execute(
     """
     display.running(f"{run.name}, seed {run.seed}")
     watch, curves, epoch = Stopwatch(), [], 0
-    kept = store.load_progress(run.name, run.seed, run.start)
-    if kept is None or not _complete(kept[1]):
-        watch.start()
-        state = jax.block_until_ready(run.start())
-        watch.stop()
-    else:
-        state, notes = kept
-        watch.seconds, curves, epoch = notes["seconds"], notes["curves"], notes["epoch"]
+    with _STARTING:
+        kept = store.load_progress(run.name, run.seed, run.start)
+        if kept is None or not _complete(kept[1]):
+            watch.start()
+            state = jax.block_until_ready(run.start())
+            watch.stop()
+        else:
+            state, notes = kept
+            watch.seconds, curves = notes["seconds"], notes["curves"]
+            epoch = notes["epoch"]
     each = run.steps // loop.num_epochs(run.method.data_use)
     display.advance(each * epoch)
     kept_at = time.monotonic()
@@ -125,6 +128,7 @@ def execute(
             store.save_progress(run.name, run.seed, done, state, notes)
             kept_at = time.monotonic()
         display.advance(each)
+        workers.check()
         watch.start()
 
     watch.start()
@@ -150,6 +154,10 @@ def execute(
         {k: np.array([point[k] for point in curves]) for k in curves[0]},
         str(methods.trained_kernels(state) or ""),
     )
+
+
+_STARTING = threading.Lock()
+"""Held by a run that starts: decompositions of two at once may wait for each other."""
 
 
 def _complete(notes: Mapping[str, Any]) -> bool:
