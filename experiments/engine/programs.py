@@ -121,7 +121,7 @@ def _compile_once(digest: str, lowered: Any) -> Any:
 
 
 def _compile(lowered: Any) -> Any:
-    """The executable, by the faster of CPU's two ways to emit code where it has both."""
+    """The executable; on CPU by the faster of two ways to emit code."""
     if jax.default_backend() == "cpu":
         # Half the time to compile, and programs as fast: patches are matrix products.
         with contextlib.suppress(jax.errors.JaxRuntimeError):  # no such option

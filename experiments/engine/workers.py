@@ -20,12 +20,12 @@ class Job(NamedTuple):
     """Something to do.
 
     Attributes:
-      name: tells it from the others.
-      needs: names of jobs that come first; those that are not there are done.
+      names: of what it does.
+      needs: what is to be done before, if there is a job that does it.
       run: does it.
     """
 
-    name: Hashable
+    names: Sequence[Hashable]
     needs: Sequence[Hashable]
     run: Callable[[], Any]
 
@@ -50,21 +50,28 @@ def work(jobs: Sequence[Job], count: int) -> None:
     Of those that can be done the first is begun. If one fails, the others stop at
     their next :func:`check`, and its error is raised here.
     """
-    if count <= 1:
-        for job in jobs:
-            job.run()
-        return
-    waiting, undone = list(jobs), {job.name for job in jobs}
+    waiting, undone = list(jobs), {name for job in jobs for name in job.names}
     errors: list[BaseException] = []
     stop, changed = threading.Event(), threading.Condition()
+
+    def ready() -> Job | None:
+        for job in waiting:
+            if undone.isdisjoint(set(job.needs) - set(job.names)):
+                waiting.remove(job)
+                return job
+        return None
+
+    if count <= 1:
+        while (job := ready()) is not None:
+            job.run()
+            undone.difference_update(job.names)
+        return
 
     def take() -> Job | None:
         with changed:
             while waiting and not stop.is_set():
-                for job in waiting:
-                    if undone.isdisjoint(job.needs):
-                        waiting.remove(job)
-                        return job
+                if (job := ready()) is not None:
+                    return job
                 changed.wait()
         return None
 
@@ -77,7 +84,7 @@ def work(jobs: Sequence[Job], count: int) -> None:
                 errors.append(error)
                 stop.set()
             with changed:
-                undone.discard(job.name)
+                undone.difference_update(job.names)
                 changed.notify_all()
 
     threads = [threading.Thread(target=serve) for _ in range(min(count, len(jobs)))]

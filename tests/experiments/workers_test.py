@@ -20,17 +20,17 @@ class WorkTest(parameterized.TestCase):
     @parameterized.parameters(1, 2, 5)
     def test_jobs_come_after_those_that_they_need(self, count):
         done = []
-        needs = {0: (), 1: (0,), 2: (0, 9), 3: (1, 2), 4: ()}
-        jobs = [Job(i, needs[i], lambda i=i: done.append(i)) for i in needs]
+        needs = {3: (1, 2), 0: (), 1: (0,), 2: (0, 9), 4: ()}
+        jobs = [Job([i], needs[i], lambda i=i: done.append(i)) for i in needs]
         workers.work(jobs, count)
         self.assertCountEqual(done, needs)
         for job in jobs:
             for need in set(job.needs) & set(needs):
-                self.assertLess(done.index(need), done.index(job.name))
+                self.assertLess(done.index(need), done.index(job.names[0]))
 
     def test_jobs_run_at_once(self):
         together = threading.Barrier(3, timeout=30)
-        workers.work([Job(i, (), together.wait) for i in range(3)], 3)
+        workers.work([Job([i], (), together.wait) for i in range(3)], 3)
 
     def test_an_error_stops_the_others_and_is_raised(self):
         begun = threading.Event()
@@ -46,7 +46,7 @@ class WorkTest(parameterized.TestCase):
                 time.sleep(0.001)
 
         never = mock.Mock()
-        jobs = [Job(0, (), fail), Job(1, (), go_on), Job(2, (0,), never)]
+        jobs = [Job([0], (), fail), Job([1], (), go_on), Job([2], [0], never)]
         with self.assertRaisesRegex(ValueError, "broken"):
             workers.work(jobs, 2)
         never.assert_not_called()
@@ -67,7 +67,7 @@ class WorkTest(parameterized.TestCase):
             mock.patch.object(threading.Thread, "join", _interrupted(2)),
             self.assertRaises(KeyboardInterrupt),
         ):
-            workers.work([Job(i, (), go_on) for i in range(2)], 2)
+            workers.work([Job([i], (), go_on) for i in range(2)], 2)
         self.assertLen(stopped, 2)
 
     def test_one_thread_does_not_count_what_another_compiles(self):
