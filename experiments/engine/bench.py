@@ -230,11 +230,15 @@ class Bench:
             for name in (*BASELINES, *names)
             if self.store.row(name, seed) is None
         ]
-        count = self.config.workers or workers.default(self._num_params())
         size = self.config.batch_models or together.default(self._num_params())
         with Display(sum(self.steps(name) for name, _ in runs), table) as display:
             jobs = [self._job(*batch, display) for batch in _batches(runs, size)]
-            workers.work(jobs, count)
+            workers.work(jobs, self.at_once)
+
+    @property
+    def at_once(self) -> int:
+        """Runs at once."""
+        return self.config.workers or workers.default(self._num_params())
 
     def run(self, name: str, seed: int, display: Display) -> None:
         """Trains or unlearns, measures, and keeps the row."""

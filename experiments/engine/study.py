@@ -263,6 +263,12 @@ class _Begun:
         workers.check()
 
 
+def start(run: Run) -> methods.State:
+    """The state that a run begins with, made by one thread at a time."""
+    with _STARTING:
+        return run.start()
+
+
 _STARTING = threading.Lock()
 """Held by a run that starts: decompositions of two at once may wait for each other."""
 
