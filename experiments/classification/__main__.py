@@ -24,7 +24,8 @@ from experiments.engine import bench, cli, kernels, loop, study
 from experiments.engine.bench import Measured, Page
 from experiments.engine.recipes import resolve
 from experiments.engine.store import Store
-from experiments.models import Model, build
+from experiments.models import build
+from experiments.models.precision import computing_in
 from experiments.reporting import figures, report, summary
 from experiments.reporting.summary import Column
 from mujax import curriculum, methods
@@ -287,9 +288,8 @@ class Classification:
     ):
         self.config, self._notes = config, notes_on_request
         options = {} if config.width is None else {"width": config.width}
-        self.model: Model = build(
-            config.model, dataset.num_classes, dataset.input_shape, **options
-        )
+        model = build(config.model, dataset.num_classes, dataset.input_shape, **options)
+        self.model = computing_in(model, config.precision)
         self.identity = {
             "model": config.model,
             **options,

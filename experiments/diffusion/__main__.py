@@ -28,6 +28,7 @@ from experiments.engine.cache import Cache
 from experiments.engine.recipes import fields, resolve
 from experiments.engine.store import Store
 from experiments.models import from_nnx
+from experiments.models.precision import computing_in
 from experiments.reporting import figures, report, summary
 from experiments.reporting.summary import Column
 from mujax import diffusion, methods
@@ -193,9 +194,10 @@ class Generation:
         self.config, self.dataset, self.split = config, dataset, split
         self.forgotten = int(dataset.train_labels[split.forget[0]])
         shape, classes = dataset.input_shape, dataset.num_classes
-        self.model = from_nnx(
+        model = from_nnx(
             unet_for, num_classes=classes, input_shape=shape, width=config.width
         )
+        self.model = computing_in(model, config.precision)
         self.identity = {
             "model": "unet",
             "width": config.width,

@@ -183,7 +183,7 @@ class UNet(nnx.Module):
         Returns:
           The predicted noise, of the shape and dtype of ``x``.
         """
-        embedding = self.embed_step(_sinusoids(t, self.width))
+        embedding = self.embed_step(_sinusoids(t, self.width).astype(x.dtype))
         embedding = self.embed_again(nnx.silu(embedding)) + self.embed_class(condition)
         y = self.level(self.first(x), nnx.silu(embedding))
         return self.last(nnx.silu(self.norm(y))).astype(x.dtype)

@@ -22,6 +22,7 @@ import jax
 from experiments import data
 from experiments.engine import flags, recipes
 from experiments.errors import UserError, printable, say
+from experiments.models.precision import Precision
 
 EXTENDABLE = (
     *("methods", "seeds", "out", "cache", "keep_every", "memory"),
@@ -67,6 +68,9 @@ class StudyConfig:
     """Folder where trained originals and Retrains are kept for other studies."""
     keep_every: float = 60.0
     """Seconds between two checkpoints of a run in progress."""
+    precision: Precision = "float32"
+    """What layers compute in, float32 or bfloat16; parameters, statistics and gradients
+    are float32."""
     workers: int | None = None
     """Runs at once, each on a thread; None is one a core for small models on CPU, and
     one else. Times are exact where it is 1."""

@@ -152,6 +152,7 @@ class Store:
     def results(self) -> dict[str, Any]:
         """What ``results.json`` holds."""
         environment = describe_environment()
+        environment["precision"] = self.config.get("precision", "float32")
         return {"config": self.config, "environment": environment, "rows": self.rows}
 
     def record(self, method: str, seed: int) -> dict[str, np.ndarray]:
@@ -341,5 +342,6 @@ def describe_environment() -> dict[str, Any]:
         **versions,
         "platform": platform.platform(),
         "device": f"{jax.device_count()} × {device.device_kind} ({device.platform})",
+        "processes": jax.process_count(),
         "cores": os.cpu_count(),
     }

@@ -130,6 +130,7 @@ def from_nnx(factory: Callable[..., nnx.Module], /, **arguments) -> Model:
         }
         tree = _lay_out(leaves, layout)
         module: Any = nnx.merge(train_graph if train else eval_graph, tree)
+        _lower(module, params)
         logits = module(*x) if isinstance(x, tuple) else module(x)
         if not train:
             return logits, model_state
@@ -137,6 +138,18 @@ def from_nnx(factory: Callable[..., nnx.Module], /, **arguments) -> Model:
         return logits, _to_dict(nnx.to_pure_dict(new_model_state))
 
     return Model(init, apply)
+
+
+def _lower(module: nnx.Module, params: Tree) -> None:
+    """Lets layers compute in half precision where all parameters have it.
+
+    Statistics in float32 would else turn all that comes behind them into float32.
+    """
+    dtype = jnp.result_type(jnp.bool_, *jax.tree.leaves(params))
+    if dtype in (jnp.bfloat16, jnp.float16):
+        for _, part in nnx.iter_modules(module):
+            if getattr(part, "dtype", dtype) is None:
+                part.dtype = dtype
 
 
 def from_linen(module: linen.Module, input_shape: Sequence[int]) -> Model:
