@@ -6,7 +6,6 @@ the least of several repetitions, which is what an idle machine would show.
 """
 
 import dataclasses
-import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -108,4 +107,4 @@ def least(run: Callable[[], Any], repetitions: int = 7) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.leave(main())

@@ -7,7 +7,6 @@ checkpoint of a study in the format, names, layouts and dtypes of the model that
 
 import dataclasses
 import pathlib
-import sys
 from collections.abc import Sequence
 
 from experiments.engine import cli
@@ -42,4 +41,4 @@ def export(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.leave(main())

@@ -1,8 +1,7 @@
 """The search of recipes under its command name: ``python -m experiments.tune``."""
 
-import sys
-
 from experiments.classification.search import main
+from experiments.engine import cli
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.leave(main())

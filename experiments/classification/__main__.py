@@ -8,7 +8,6 @@ results, plots, checkpoints and a report. Run again it computes what is missing.
 import copy
 import dataclasses
 import pathlib
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self
 
@@ -452,4 +451,4 @@ def describe(config: Config) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.leave(main())

@@ -8,7 +8,6 @@ is missing; trained models are kept for other studies.
 
 import dataclasses
 import functools
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
@@ -411,4 +410,4 @@ class Generation:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.leave(main())

@@ -11,7 +11,7 @@ give equal bits.
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import jax
 import jax.numpy as jnp
@@ -147,7 +147,7 @@ def _lower(module: nnx.Module, params: Tree) -> None:
     """
     dtype = jnp.result_type(jnp.bool_, *jax.tree.leaves(params))
     if dtype in (jnp.bfloat16, jnp.float16):
-        for _, part in nnx.iter_modules(module):
+        for _, part in cast(Iterable[tuple[Any, Any]], nnx.iter_modules(module)):
             if getattr(part, "dtype", dtype) is None:
                 part.dtype = dtype
 

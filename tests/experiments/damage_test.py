@@ -223,7 +223,7 @@ class DamageTest(parameterized.TestCase):
         result = study.Result(
             **tree, seconds=1.0, trainable_fraction=1.0, curves=curves
         )
-        with mock.patch.object(study, "execute", return_value=result):
+        with mock.patch.object(study, "execute", return_value=[result]):
             yield
 
 

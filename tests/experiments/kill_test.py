@@ -22,7 +22,7 @@ from absl.testing import absltest, parameterized
 from flax import linen
 
 from experiments.classification import __main__ as classification
-from experiments.engine import loop, study
+from experiments.engine import cli, loop, study
 from experiments.engine.checkpoints import load_checkpoint, save_checkpoint
 
 pytestmark = pytest.mark.slow
@@ -93,8 +93,8 @@ class KillTest(parameterized.TestCase):
         child = start(cls.folder / "whole")
         assert child.wait() == 0, errors(cls.folder / "whole")
 
-    def start(self, out: pathlib.Path) -> subprocess.Popen:
-        child = start(out)
+    def start(self, out: pathlib.Path, *flags: str) -> subprocess.Popen:
+        child = start(out, *flags)
         self.addCleanup(child.wait)
         self.addCleanup(child.kill)
         return child
@@ -113,7 +113,7 @@ class KillTest(parameterized.TestCase):
         starts: list[tuple[str, int]] = []
         for aim in (*(points[i] for i in aims), None):
             rows, (place, epoch) = read_rows(out), position(out)
-            child = self.start(out)
+            child = self.start(out, "--workers", "1")
             if aim is None:
                 self.assertEqual(child.wait(), 0, errors(out))
             else:
@@ -156,7 +156,7 @@ class KillTest(parameterized.TestCase):
         self.assertNotIn("loss of retrain_again", others)
 
 
-def start(out: pathlib.Path) -> subprocess.Popen:
+def start(out: pathlib.Path, *flags: str) -> subprocess.Popen:
     """The study in a process; its errors go to a file beside the folder."""
     environment = os.environ | {
         "STARTS": str(out.with_suffix(".starts")),
@@ -166,7 +166,7 @@ def start(out: pathlib.Path) -> subprocess.Popen:
     }
     with out.with_suffix(".err").open("a") as file:
         return subprocess.Popen(
-            [sys.executable, "-m", MODULE, *FLAGS, "--out", str(out)],
+            [sys.executable, "-m", MODULE, *FLAGS, *flags, "--out", str(out)],
             cwd=ROOT,
             env=environment,
             stdout=subprocess.DEVNULL,
@@ -238,5 +238,5 @@ def bits(array) -> tuple[str, tuple[int, ...], int]:
 
 if __name__ == "__main__":
     if "STARTS" in os.environ:
-        sys.exit(main())
+        cli.leave(main())
     absltest.main()
