@@ -35,16 +35,28 @@ class Numbered(nnx.Module):
         return getattr(self, str(number))
 
 
+class Keys:
+    """A key for each layer; ``nnx.Rngs`` takes ten times as long to trace."""
+
+    def __init__(self, key: jax.Array):
+        self._key, self._count = key, 0
+
+    def params(self) -> jax.Array:
+        """The next key."""
+        self._count += 1
+        return jax.random.fold_in(self._key, self._count)
+
+
 class Make(NamedTuple):
     """Makes the layers of one network, with what they all share.
 
     Attributes:
-      rngs: source of the initial values.
+      rngs: source of the initial values, :class:`Keys` or ``nnx.Rngs``.
       dtype: of the computation; None for that of the parameters.
       convolve: ``jax.lax.conv_general_dilated``, or what stands for it.
     """
 
-    rngs: nnx.Rngs
+    rngs: Any
     dtype: jax.typing.DTypeLike | None = None
     convolve: Callable[..., jax.Array] = jax.lax.conv_general_dilated
 

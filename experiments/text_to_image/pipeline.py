@@ -21,7 +21,7 @@ from flax import nnx
 from experiments.models.border import ModelError, flatten
 from experiments.text_to_image import tokenizer, weights
 from experiments.text_to_image.autoencoder import Autoencoder
-from experiments.text_to_image.layers import Make, need
+from experiments.text_to_image.layers import Keys, Make, need
 from experiments.text_to_image.text_encoder import TextEncoder
 from experiments.text_to_image.unet import UNet
 from mujax import diffusion
@@ -84,7 +84,7 @@ class Networks:
         self._make = {"text_encoder": text_encoder, "unet": unet, "vae": vae}
         self._graphs, self.shapes = {}, {}
         for name, make in self._make.items():
-            skeleton = nnx.eval_shape(lambda make=make: make(nnx.Rngs(0)))
+            skeleton = nnx.eval_shape(lambda make=make: make(Keys(jax.random.key(0))))
             graph, state = nnx.split(skeleton, nnx.Param)
             self._graphs[name] = graph
             self.shapes[name] = nnx.to_pure_dict(state)
@@ -99,7 +99,7 @@ class Networks:
         """Random parameters, equal for equal keys."""
         keys = jax.random.split(key, len(self._make))
         return {
-            name: nnx.to_pure_dict(nnx.state(make(nnx.Rngs(own)), nnx.Param))
+            name: nnx.to_pure_dict(nnx.state(make(Keys(own)), nnx.Param))
             for own, (name, make) in zip(keys, self._make.items(), strict=True)
         }
 

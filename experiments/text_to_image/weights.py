@@ -40,14 +40,14 @@ class Files:
 
     Attributes:
       names: each parameter's file and name there, by its path.
-      dtypes: each parameter's dtype there, by its path.
+      forms: each parameter's shape here and dtype there, by its path.
       metadata: each file's own.
       index: name and content of the file that lists the shards; None without shards.
       buffers: tensors that are no parameters, by file and name.
     """
 
     names: dict[tuple[str, ...], tuple[str, str]]
-    dtypes: dict[tuple[str, ...], np.dtype]
+    forms: dict[tuple[str, ...], tuple[tuple[int, ...], np.dtype]]
     metadata: dict[str, dict[str, str]]
     index: tuple[str, dict[str, Any]] | None
     buffers: dict[tuple[str, str], np.ndarray]
@@ -82,7 +82,7 @@ def read(folder: pathlib.Path, stem: str, shapes: Any) -> tuple[dict[str, Any], 
             f"{where} lacks {_some(missing)} and has {_some(unexpected)} that the "
             "network of config.json has not; give weights and config.json of one model."
         )
-    leaves, dtypes = {}, {}
+    leaves, forms = {}, {}
     for path, name in names.items():
         entry = opened[tensors[name]].get_slice(name)
         shape, dtype = tuple(entry.get_shape()), entry.get_dtype()
@@ -102,10 +102,10 @@ def read(folder: pathlib.Path, stem: str, shapes: Any) -> tuple[dict[str, Any], 
                 f"{where} has {name} with a value that is not finite; it is damaged."
             )
         tensor = tensor.transpose(_axes(path, tensor.ndim)).astype(np.float32)
-        leaves[path], dtypes[path] = jnp.asarray(tensor), _DTYPES[dtype]
+        leaves[path], forms[path] = jnp.asarray(tensor), (tensor.shape, _DTYPES[dtype])
     found = Files(
         names={path: (tensors[name], name) for path, name in names.items()},
-        dtypes=dtypes,
+        forms=forms,
         metadata={file: handle.metadata() or {} for file, handle in opened.items()},
         index=index,
         buffers={
@@ -157,8 +157,14 @@ def write(
     for (file, name), buffer in files.buffers.items():
         by_file[file][name] = buffer
     for path, (file, name) in files.names.items():
-        to = files.dtypes[path] if dtype is None else np.dtype(dtype)
-        by_file[file][name] = _tensor(path, leaves[path], to, f"{folder.name}: {name}")
+        shape, to = files.forms[path]
+        to, what = to if dtype is None else np.dtype(dtype), f"{folder.name}: {name}"
+        if np.shape(leaves[path]) != shape:
+            raise ModelError(
+                f"{what} came in the shape {np.shape(leaves[path])}, wanted {shape}; "
+                "give parameters like those that were loaded."
+            )
+        by_file[file][name] = _tensor(path, leaves[path], to, what)
     for file, tensors in by_file.items():
         # Readers of the other libraries ask for a format in the metadata.
         metadata = {"format": "pt", **files.metadata[file]}
