@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from experiments.engine.formats import first_line
 from experiments.models.border import ModelError, flatten
 from experiments.text_to_image import tokenizer, weights
 from experiments.text_to_image.autoencoder import Autoencoder
@@ -84,7 +85,7 @@ class Networks:
         self._make = {"text_encoder": text_encoder, "unet": unet, "vae": vae}
         self._graphs, self.shapes = {}, {}
         for name, make in self._make.items():
-            skeleton = nnx.eval_shape(lambda make=make: make(Keys(jax.random.key(0))))
+            skeleton = _skeleton(name, make)
             graph, state = nnx.split(skeleton, nnx.Param)
             self._graphs[name] = graph
             self.shapes[name] = nnx.to_pure_dict(state)
@@ -322,6 +323,19 @@ def load(
     return Pipeline(pathlib.Path(folder), dtype=dtype, remat=remat, convolve=convolve)
 
 
+def _skeleton(name: str, make: Callable[[Keys], nnx.Module]) -> nnx.Module:
+    """A network of shapes without numbers."""
+    try:
+        return nnx.eval_shape(lambda: make(Keys(jax.random.key(0))))
+    except ModelError:
+        raise
+    except Exception as error:  # settings of any type reach the layers
+        raise ModelError(
+            f"{name}/config.json gives no network: {first_line(error)}; give the file "
+            "as it was published."
+        ) from error
+
+
 def _read_configs(folder: pathlib.Path) -> dict[str, Any]:
     """The settings of a pipeline's parts."""
     index = _read_json(folder / "model_index.json")
@@ -369,7 +383,10 @@ def _schedule(
             "epsilon or v_prediction, and neither of the others."
         )
     names = "num_train_timesteps", "beta_start", "beta_end"
-    schedule = _SCHEDULES[kind](*need(config, where, *names))
+    try:
+        schedule = _SCHEDULES[kind](*need(config, where, *names))
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"{where} gives no schedule: {first_line(error)}.") from error
     default = config.get("_class_name") in _ONE_AT_THE_END
     one = config.get("set_alpha_to_one", default)
     return schedule, prediction, 1.0 if one else None

@@ -4,7 +4,8 @@ Text in composed form (NFC), white space as single spaces, lower case; split int
 contractions, words, single digits and runs of other signs; bytes; merged pairs; a mark
 at the end of each word. The special tokens count wherever they stand in a prompt, the
 padding token among them: Stable Diffusion 2 pads with ``!``, so that there a ``!`` in a
-prompt is padding, too.
+prompt is padding, too. Control characters are bytes like others, and ideographs stay
+together, as in the ecosystem's fast tokenizer and unlike its slow one.
 """
 
 import json

@@ -312,6 +312,8 @@ class Gated(nnx.Module):
 def _sinusoids(t: jax.Array, width: int) -> jax.Array:
     """Cosines, then sines, of steps (N,) at width / 2 frequencies from 1 down."""
     half = width // 2
-    frequencies = jnp.exp(-math.log(10_000) / half * jnp.arange(half))
+    frequencies = jnp.exp(
+        -math.log(10_000) / half * jnp.arange(half, dtype=jnp.float32)
+    )
     angles = t.astype(jnp.float32)[:, None] * frequencies
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)

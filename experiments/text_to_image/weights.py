@@ -168,7 +168,12 @@ def write(
     for file, tensors in by_file.items():
         # Readers of the other libraries ask for a format in the metadata.
         metadata = {"format": "pt", **files.metadata[file]}
-        safetensors.numpy.save_file(tensors, folder / named(file), metadata)
+        try:
+            safetensors.numpy.save_file(tensors, folder / named(file), metadata)
+        except Exception as error:  # the package's own, such as for a full disk
+            raise ModelError(
+                f"{folder.name}/{named(file)} cannot be written: {first_line(error)}."
+            ) from error
     if files.index:
         name, content = files.index
         total = sum(x.nbytes for tensors in by_file.values() for x in tensors.values())

@@ -89,7 +89,7 @@ def plms_sample(
     times = np.where(np.arange(len(twice)) == 1, targets, sources)
     again = np.arange(len(twice)) == 1
     rows = [_WEIGHTS[min(i, len(_WEIGHTS) - 1)] for i in range(len(twice))]
-    end = jnp.log(last_alpha)
+    end = jnp.log(jnp.asarray(last_alpha, jnp.float32))
 
     def body(carry, step):
         x, earlier, answers = carry

@@ -150,7 +150,7 @@ def ddim_sample(
       `Song et al. (2021) <https://arxiv.org/abs/2010.02502>`_, equation 12.
     """
     visited = visited_steps(schedule, num_steps, steps)
-    end = jnp.log(last_alpha)
+    end = jnp.log(jnp.asarray(last_alpha, jnp.float32))
 
     def move(x, x0, t, s):
         there = jnp.where(s < 0, -jnp.expm1(end), noise_share(schedule, s))

@@ -111,7 +111,7 @@ class FilesTest(parameterized.TestCase):
         folder = self.copy()
         tensors, metadata = read(folder / UNET)
         (folder / UNET).unlink()
-        places, stem = {}, "diffusion_pytorch_model"
+        places, stem, file = {}, "diffusion_pytorch_model", ""
         for i, names in enumerate((list(tensors)[::2], list(tensors)[1::2])):
             file = f"{stem}-0000{i + 1}-of-00002.safetensors"
             part = {name: tensors[name] for name in names}
@@ -299,6 +299,9 @@ class FilesTest(parameterized.TestCase):
             {"rescale_betas_zero_snr": True},
             "rescale_betas_zero_snr = True",
         ),
+        ("words", "unet/config.json", {"block_out_channels": "wide"}, "heads"),
+        ("text", "vae/config.json", {"layers_per_block": "two"}, "gives no network"),
+        ("betas", "scheduler/scheduler_config.json", {"beta_end": "x"}, "no schedule"),
         ("pad", "tokenizer/special_tokens_map.json", {"pad_token": "<pad>"}, "'<pad>'"),
         ("fewer", "text_encoder/config.json", {"vocab_size": 900}, "knows 900"),
     )

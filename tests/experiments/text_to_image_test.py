@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
+from experiments.models import convolution
 from experiments.text_to_image import pipeline, tokenizer
 from experiments.text_to_image.weights import name_of
 from mujax import diffusion
@@ -57,9 +58,7 @@ def by_name(tree):
 class ParityTest(parameterized.TestCase):
     def setUp(self):
         super().setUp()
-        previous = jax.config.jax_default_matmul_precision
-        jax.config.update("jax_default_matmul_precision", "highest")
-        self.addCleanup(jax.config.update, "jax_default_matmul_precision", previous)
+        self.enter_context(jax.default_matmul_precision("highest"))
 
     def check(self, found, wanted, tolerance=CLOSE):
         np.testing.assert_allclose(
@@ -203,6 +202,53 @@ class ParityTest(parameterized.TestCase):
                 if key.startswith(f"grad.{loss}."):
                     found_grad = grads[key.removeprefix(f"grad.{loss}.")]
                     self.check(found_grad, wanted[key], PATH)
+
+    @parameterized.named_parameters(
+        ("bfloat16", dict(dtype=jnp.bfloat16), 0.03),
+        ("patches", dict(convolve=convolution.patch_convolution), CLOSE),
+        ("remat", dict(remat=True), CLOSE),
+    )
+    def test_other_ways_to_compute_the_same(self, options, tolerance):
+        model, wanted = load("sd2"), golden("sd2")
+        other = pipeline.load(GOLDEN / "sd2", **options)
+        arguments = nhwc(wanted["unet_x"]), wanted["unet_t"], wanted["text_hidden"]
+        out = jax.jit(other.predict)(model.params, *arguments)
+        self.assertEqual(out.dtype, jnp.float32)
+        self.check(nchw(out), wanted["unet_out"], tolerance)
+        self.assertFalse(np.array_equal(nchw(out), wanted["unet_out"]))
+
+    @pytest.mark.slow
+    def test_remat_has_the_same_gradient(self):
+        wanted, grads = golden("sd2"), []
+        for remat in (False, True):
+            model = pipeline.load(GOLDEN / "sd2", remat=remat)
+
+            def loss(params, model=model):
+                arguments = nhwc(wanted["unet_x"]), wanted["unet_t"]
+                out = model.predict(params, *arguments, wanted["text_hidden"])
+                return jnp.mean(jnp.square(out))
+
+            grads.append(by_name(jax.jit(jax.grad(loss))(model.params)["unet"]))
+        for name, grad in grads[0].items():
+            self.check(grads[1][name], grad)
+
+    @pytest.mark.slow
+    def test_random_parameters_are_those_of_a_key(self):
+        model = load("sd2")
+        init = jax.jit(model.init)
+        first, again, other = (init(jax.random.key(seed)) for seed in (0, 0, 1))
+        self.assertEqual(
+            jax.tree.map(jnp.shape, first), jax.tree.map(jnp.shape, model.params)
+        )
+        jax.tree.map(np.testing.assert_array_equal, first, again)
+        kernels = first["unet"]["mid_block"]["resnets"]
+        self.assertFalse(
+            np.array_equal(
+                kernels["0"]["conv1"]["kernel"], kernels["1"]["conv1"]["kernel"]
+            )
+        )
+        kernels = (tree["unet"]["conv_in"]["kernel"] for tree in (first, other))
+        self.assertFalse(np.array_equal(*kernels))
 
     @parameterized.parameters(*BOTH)
     def test_closed_form_edits(self, name):
