@@ -356,13 +356,12 @@ class Classification:
         parts = curriculum.stage_indices(difficulty, recipe.stages)
         return tuple(forget[part] for part in parts)
 
-    def _outputs(self, params: Any, model_state: Any, limit: int | None = None):
-        return self._evaluator.outputs(params, model_state, self.split, limit)
+    def _outputs(self, params: Any, model_state: Any) -> evaluation.Outputs:
+        return self._evaluator.outputs(params, model_state, self.split)
 
     def curve(self, params: Any, model_state: Any) -> Mapping[str, float]:
         """Accuracies on a part of each split."""
-        outputs = self._outputs(params, model_state, limit=256)
-        row = evaluation.accuracies(outputs)
+        row = self._evaluator.accuracies(params, model_state, self.split, limit=256)
         return {
             "forget_accuracy": 100 - row["ua"],
             "retain_accuracy": row["ra"],

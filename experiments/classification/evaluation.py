@@ -1,7 +1,7 @@
 """One pass over each split, and every metric of a classifier from its outputs."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -119,25 +119,40 @@ class Evaluator:
             logits, _ = model.apply(params, model_state, x, train=False)
             return jax.nn.softmax(logits.astype(jnp.float32))
 
-        self._probabilities = probabilities
+        @jax.jit
+        def scores(params, model_state, images, labels):
+            stops = np.cumsum([len(part) for part in labels])[:-1]
+            probs = probabilities(params, model_state, jnp.concatenate(images))
+            return _accuracies(*zip(jnp.split(probs, stops), labels, strict=True))
 
-    def outputs(
-        self, params: Any, model_state: Any, split: Split, limit: int | None = None
-    ) -> Outputs:
-        """Probabilities on each part, or on the first ``limit`` images of each."""
-        data = self.dataset
+        self._probabilities, self._scores = probabilities, scores
+
+    def outputs(self, params: Any, model_state: Any, split: Split) -> Outputs:
+        """Probabilities on each part."""
         return Outputs(
             *(
-                (
-                    self._predict(params, model_state, images, indices[:limit]),
-                    labels[indices[:limit]],
-                )
-                for images, labels, indices in (
-                    (data.train_images, data.train_labels, split.forget),
-                    (data.train_images, data.train_labels, split.retain),
-                    (data.test_images, data.test_labels, split.test),
-                )
+                (self._predict(params, model_state, images, indices), labels[indices])
+                for images, labels, indices in self._parts(split)
             )
+        )
+
+    def accuracies(
+        self, params: Any, model_state: Any, split: Split, limit: int
+    ) -> dict[str, float]:
+        """UA, RA and TA in percent on the first ``limit`` images of each part."""
+        some = [(x, y, indices[:limit]) for x, y, indices in self._parts(split)]
+        images = [x[indices] for x, _, indices in some]
+        labels = [y[indices] for _, y, indices in some]
+        return _row(self._scores(params, model_state, images, labels))
+
+    def _parts(self, split: Split):
+        """Images, labels and indices of each part."""
+        data = self.dataset
+        train = data.train_images, data.train_labels
+        return (
+            (*train, split.forget),
+            (*train, split.retain),
+            (data.test_images, data.test_labels, split.test),
         )
 
     def _predict(self, params, model_state, images, indices) -> np.ndarray:
@@ -152,11 +167,7 @@ class Evaluator:
 
 def accuracies(outputs: Outputs) -> dict[str, float]:
     """UA, RA and TA in percent."""
-    return {
-        "ua": float(metrics.unlearning_accuracy(*outputs.forget)),
-        "ra": float(metrics.retain_accuracy(*outputs.retain)),
-        "ta": float(metrics.test_accuracy(*outputs.test)),
-    }
+    return _row(_accuracies(*outputs))
 
 
 def measure(outputs: Outputs, seed: int, attack: Attack) -> dict[str, float]:
@@ -201,3 +212,17 @@ def confidence(outputs: Outputs) -> dict[str, np.ndarray]:
         f"confidence_{name}": auditing.confidence(*pair).astype(np.float32)
         for name, pair in outputs._asdict().items()
     }
+
+
+@jax.jit
+def _accuracies(forget, retain, test):
+    """UA, RA and TA; one program, for they are asked for after every epoch."""
+    return (
+        metrics.unlearning_accuracy(*forget),
+        metrics.retain_accuracy(*retain),
+        metrics.test_accuracy(*test),
+    )
+
+
+def _row(accuracies: Sequence[Any]) -> dict[str, float]:
+    return dict(zip(("ua", "ra", "ta"), map(float, accuracies), strict=True))

@@ -11,6 +11,7 @@ seeds. Run again, a finished method is not searched anew.
 """
 
 import dataclasses
+import functools
 import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -29,6 +30,7 @@ from experiments.engine.bench import BASELINES, Bench, inputs
 from experiments.engine.progress import Display
 from experiments.engine.recipes import changed, resolve
 from experiments.engine.store import Store
+from experiments.engine.workers import Job, check, work
 from experiments.files import to_json, write_atomically
 
 FIRST_SEED = 1000  # far from the seeds of any report
@@ -193,13 +195,17 @@ def _finished(log: optuna.Study) -> list[FrozenTrial]:
 def _mean_gap(name: str, benches: Benches, seeds: Sequence[int], recipe: Any) -> float:
     """Mean gap of a recipe to the validation Retrain."""
     trying = benches[seeds[0]].with_recipe(name, recipe)
-    gaps = []
-    for seed in seeds:
+    gaps: dict[int, float] = {}
+
+    def run(seed: int) -> None:
         reference = trying.store.row("retrain", seed)
         assert reference is not None
         bench = trying.with_task(benches[seed].task)
-        gaps.append(_gap(bench, name, seed, reference))
-    return float(np.mean(gaps))
+        gaps[seed] = _gap(bench, name, seed, reference)
+
+    jobs = [Job([seed], (), functools.partial(run, seed)) for seed in seeds]
+    work(jobs, trying.at_once)
+    return float(np.mean([gaps[seed] for seed in seeds]))
 
 
 def _gap(bench, name: str, seed: int, reference: dict[str, Any]) -> float:
@@ -208,9 +214,10 @@ def _gap(bench, name: str, seed: int, reference: dict[str, Any]) -> float:
         run = bench.prepare(name, seed)
         state = loop.run(
             run.method,
-            run.start(),
+            study.start(run),
             run.feed,
             batch_size=run.batch_size,
+            on_epoch=lambda *_: check(),
             seed=study.run_seed(name, seed),
             traced=run.traced,
         )

@@ -7,6 +7,7 @@ what is trained once and used again, and what becomes of a run that diverges.
 
 import copy
 import dataclasses
+import functools
 import hashlib
 import pathlib
 import sys
@@ -18,7 +19,7 @@ import numpy as np
 import rich.console
 import rich.table
 
-from experiments.engine import cli, loop, programs, study
+from experiments.engine import cli, loop, programs, study, together, workers
 from experiments.engine.cache import Cache
 from experiments.engine.checkpoints import load_original
 from experiments.engine.progress import Display
@@ -144,7 +145,8 @@ def run_study(
         **({"adapted": list(adapted)} if adapted else {}),
     }
     labels = {name: note.label for name, note in task.notes.items()}
-    with Store(config.folder, settings, cli.EXTENDABLE) as store:
+    order = (*BASELINES, *config.METHODS)
+    with Store(config.folder, settings, cli.EXTENDABLE, order) as store:
 
         def estimates() -> summary.Summary:
             return summary.summarise(
@@ -228,16 +230,40 @@ class Bench:
             for name in (*BASELINES, *names)
             if self.store.row(name, seed) is None
         ]
+        size = self.config.batch_models or together.default(self._num_params())
         with Display(sum(self.steps(name) for name, _ in runs), table) as display:
-            for name, seed in runs:
-                self.with_task(self.task.for_seed(seed)).run(name, seed, display)
+            jobs = [self._job(*batch, display) for batch in _batches(runs, size)]
+            workers.work(jobs, self.at_once)
+
+    @property
+    def at_once(self) -> int:
+        """Runs at once."""
+        return self.config.workers or workers.default(self._num_params())
 
     def run(self, name: str, seed: int, display: Display) -> None:
         """Trains or unlearns, measures, and keeps the row."""
+        self.run_batch(name, {seed: self}, display)
+
+    def run_batch(
+        self, name: str, benches: Mapping[int, Self], display: Display
+    ) -> None:
+        """Does so for several seeds at once, each on its own task."""
+        for seed, result in self._results(name, benches, display).items():
+            benches[seed]._keep(name, seed, result, display)
+
+    def _keep(
+        self,
+        name: str,
+        seed: int,
+        result: study.Result | loop.DivergedError,
+        display: Display,
+    ) -> None:
+        """Measures what a run ended with, and keeps its row."""
         row: dict[str, Any] = {"method": name, "seed": seed, "status": "ok"}
         checkpoint, record = None, {}
         try:
-            result = self._result(name, seed, display)
+            if isinstance(result, loop.DivergedError):
+                raise result
             ours = self.task.measure(result.params, result.model_state, seed)
             reference = ours if name == REFERENCE else self._measured(REFERENCE, seed)
             row |= ours.row
@@ -259,6 +285,27 @@ class Bench:
         if name == ORIGINAL:
             self._originals[seed] = checkpoint
         display.finished(self._line(row))
+
+    def _job(self, name: str, seeds: Sequence[int], display: Display) -> workers.Job:
+        """A method's runs on some seeds, as one thing to do."""
+        benches = {seed: self.with_task(self.task.for_seed(seed)) for seed in seeds}
+        return workers.Job(
+            names=[(name, seed) for seed in seeds],
+            needs=[need for seed in seeds for need in self._needs(name, seed)],
+            run=functools.partial(self.run_batch, name, benches, display),
+        )
+
+    def _needs(self, name: str, seed: int) -> list[tuple[str, int]]:
+        """The runs that a run starts from, or is compared with."""
+        needs = [(REFERENCE, seed), (ORIGINAL, seed)]
+        if name in BASELINES:
+            trained = seed % (self.config.trainings or seed + 1)
+            needs = [(REFERENCE, seed), (name, trained)]
+        return [need for need in needs if need != (name, seed)]
+
+    def _num_params(self) -> int:
+        params, _ = jax.eval_shape(self.task.init, jax.random.key(0))
+        return sum(leaf.size for leaf in jax.tree.leaves(params))
 
     def steps(self, name: str) -> int:
         """Optimiser steps of a method's run."""
@@ -300,29 +347,51 @@ class Bench:
         traced = self._traced(name)
         return study.Run(name, seed, method, start, feed, batch_size, traced)
 
-    def _result(self, name: str, seed: int, display: Display) -> study.Result:
-        """A finished training or unlearning, from the cache where it can be."""
+    def _results(
+        self, name: str, benches: Mapping[int, Self], display: Display
+    ) -> dict[int, study.Result | loop.DivergedError]:
+        """Finished trainings or unlearnings, from the cache where they can be."""
+        results: dict[int, study.Result | loop.DivergedError] = {}
         if name == ORIGINAL and self.given is not None:
-            display.advance(self.steps(name))
-            return study.Result(**self.given)
+            display.advance(self.steps(name) * len(benches))
+            return {seed: study.Result(**self.given) for seed in benches}
+        runs: dict[int, study.Run] = {}
+        for seed, bench in benches.items():
+            try:
+                runs[seed] = bench._drawn(name, seed)
+            except loop.DivergedError as error:
+                results[seed] = error
+        first = {run.drawn_from: seed for seed, run in reversed(runs.items())}
+        if name in BASELINES:
+            for seed in first.values():
+                kept = self._cache.load(benches[seed]._identity(runs[seed]))
+                if kept is not None:
+                    results[seed] = kept
+        ahead = [seed for seed in first.values() if seed not in results]
+        ended = study.execute(
+            [runs[seed] for seed in ahead],
+            self.store,
+            display,
+            [benches[seed].task.curve for seed in ahead],
+            self.config.keep_every,
+        )
+        for seed, result in zip(ahead, ended, strict=True):
+            results[seed] = result
+            if name in BASELINES and isinstance(result, study.Result):
+                self._cache.save(benches[seed]._identity(runs[seed]), result)
+        for seed, run in runs.items():
+            results[seed] = results[first[run.drawn_from]]
+            if seed not in ahead:
+                display.advance(run.steps)
+        return {seed: results[seed] for seed in benches}
+
+    def _drawn(self, name: str, seed: int) -> study.Run:
+        """The run of a seed, whose training may serve several seeds."""
         drawn_from = seed
         if name in BASELINES:
             drawn_from %= self.config.trainings or seed + 1
-        run = dataclasses.replace(
-            self.prepare(name, drawn_from), seed=seed, drawn_from=drawn_from
-        )
-        identity = self._identity(run) if name in BASELINES else None
-        if identity is not None:
-            result = self._cache.load(identity)
-            if result is not None:
-                display.advance(run.steps)
-                return result
-        result = study.execute(
-            run, self.store, display, self.task.curve, self.config.keep_every
-        )
-        if identity is not None:
-            self._cache.save(identity, result)
-        return result
+        run = self.prepare(name, drawn_from)
+        return dataclasses.replace(run, seed=seed, drawn_from=drawn_from)
 
     def _identity(self, run: study.Run) -> dict[str, Any]:
         """All that decides what a training ends with."""
@@ -431,6 +500,14 @@ class Bench:
             if row.get(column.key) is not None
         ]
         return f"{start} {', '.join(numbers)}"
+
+
+def _batches(runs: Sequence[tuple[str, int]], size: int) -> list[tuple[str, list[int]]]:
+    """The runs by method, so many seeds at once, in the order of their first."""
+    groups: dict[tuple[str, int], list[int]] = {}
+    for name, seed in runs:
+        groups.setdefault((name, seed // size), []).append(seed)
+    return [(name, seeds) for (name, _), seeds in groups.items()]
 
 
 def _digest(arrays: Any) -> str:

@@ -25,7 +25,7 @@ from experiments.errors import UserError, printable, say
 
 EXTENDABLE = (
     *("methods", "seeds", "out", "cache", "keep_every", "memory"),
-    *("command", "adapted"),
+    *("workers", "batch_models", "command", "adapted"),
 )
 """Settings that say how much to do or where, not what: a folder may differ in them."""
 
@@ -67,6 +67,12 @@ class StudyConfig:
     """Folder where trained originals and Retrains are kept for other studies."""
     keep_every: float = 60.0
     """Seconds between two checkpoints of a run in progress."""
+    workers: int | None = None
+    """Runs at once, each on a thread; None is one a core for small models on CPU, and
+    one else. Times are exact where it is 1."""
+    batch_models: int | None = None
+    """Seeds that go as one batch of models, over all devices; None is 16 for small
+    models on an accelerator, and one else."""
     changes: recipes.Changes = dataclasses.field(default_factory=dict)
     """What takes the place of recipes' numbers, by group: the flags with a dot."""
 
@@ -75,6 +81,8 @@ class StudyConfig:
             ("seeds", recipes.COUNT),
             ("keep_every", recipes.NOT_NEGATIVE),
             ("memory", recipes.NOT_NEGATIVE),
+            ("workers", recipes.COUNT_OR_NONE),
+            ("batch_models", recipes.COUNT_OR_NONE),
         ):
             value = getattr(self, name)
             if not limit.holds(value):

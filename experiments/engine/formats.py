@@ -10,6 +10,7 @@ import io
 import json
 import pathlib
 import re
+import threading
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -141,8 +142,12 @@ def write_orbax(
       notes: plain values to keep beside it; see :func:`read_notes`.
     """
     notes = {**(notes or {}), "crc32": _checksum(tree)}
-    with ocp.StandardCheckpointer() as checkpointer:
+    with _ONE_AT_A_TIME, ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(folder.absolute(), tree, force=True, custom_metadata=notes)
+
+
+_ONE_AT_A_TIME = threading.Lock()
+"""Held while Orbax writes: two saves of one process wait for each other for ever."""
 
 
 def read_notes(folder: pathlib.Path) -> dict[str, Any]:

@@ -99,26 +99,38 @@ def run(
       DivergedError: a loss is not finite.
     """
     use = method.data_use
-    key = jax.random.key(np.random.SeedSequence(seed).generate_state(1)[0])
     traced = programs.Traced(_constant(method), {}) if traced is None else traced
-    scan = feed.scan and _on_device(feed)
-    epoch_fn = _looped(traced.make) if scan else _stepwise(traced.make)
+    epoch_fn = _looped(traced.make) if compiles(feed) else _stepwise(traced.make)
     epoch_fn = functools.partial(epoch_fn, method.data_use, dict(traced.numbers))
     for epoch in range(start_epoch, num_epochs(use)):
-        rng = np.random.default_rng((*seed, epoch))
-        forget = feed.forget[epoch // use.epochs]
-        plan = make_plan(use, forget, feed, batch_size, rng)
-        labels = feed.examples["label"]
-        epoch_key = jax.random.fold_in(key, epoch)
-        if use.relabel is not None:
-            whole = np.concatenate(feed.forget)
-            new = use.relabel(epoch_key, jnp.asarray(labels)[whole], feed.num_classes)
-            labels = jnp.asarray(labels).at[whole].set(new)
-        state, loss = epoch_fn(state, feed, labels, plan, epoch_key)
-        if not np.isfinite(loss):
-            raise DivergedError(f"The loss is {loss} after {epoch + 1} epochs.")
+        plan, labels, key = draw_epoch(use, feed, batch_size, seed, epoch)
+        state, loss = epoch_fn(state, feed, labels, plan, key)
+        check_loss(loss, epoch)
         on_epoch(epoch + 1, state, loss)
     return state
+
+
+def draw_epoch(
+    use: methods.DataUse, feed: Feed, batch_size: int, seed: tuple[int, ...], epoch: int
+) -> tuple[Plan, Any, jax.Array]:
+    """An epoch's plan, its labels, and its key."""
+    key = jax.random.key(np.random.SeedSequence(seed).generate_state(1)[0])
+    key = jax.random.fold_in(key, epoch)
+    forget = feed.forget[epoch // use.epochs]
+    rng = np.random.default_rng((*seed, epoch))
+    plan = make_plan(use, forget, feed, batch_size, rng)
+    labels = feed.examples["label"]
+    if use.relabel is not None:
+        whole = np.concatenate(feed.forget)
+        new = use.relabel(key, jnp.asarray(labels)[whole], feed.num_classes)
+        labels = jnp.asarray(labels).at[whole].set(new)
+    return plan, labels, key
+
+
+def check_loss(loss: float, epoch: int) -> None:
+    """Raises :class:`DivergedError` after a loss that is not finite."""
+    if not np.isfinite(loss):
+        raise DivergedError(f"The loss is {loss} after {epoch + 1} epochs.")
 
 
 def num_epochs(use: methods.DataUse) -> int:
@@ -180,6 +192,12 @@ def in_order(feed: Feed, indices: np.ndarray, batch_size: int) -> list[dict[str,
     ]
 
 
+def compiles(feed: Feed) -> bool:
+    """Whether an epoch is one compiled loop, for the examples lie on the device."""
+    arrays = feed.examples.values()
+    return feed.scan and all(isinstance(array, jax.Array) for array in arrays)
+
+
 def clear_cache() -> None:
     """Forgets the compiled epochs of all methods."""
     _looped.cache_clear()
@@ -188,20 +206,14 @@ def clear_cache() -> None:
     programs.clear()
 
 
-def _on_device(feed: Feed) -> bool:
-    """Whether the examples lie on the device."""
-    return all(isinstance(array, jax.Array) for array in feed.examples.values())
-
-
 @functools.lru_cache(maxsize=128)
 def _constant(method: methods.Method) -> Callable[[Any], methods.Method]:
     """A method that is made of no numbers."""
     return lambda numbers: method
 
 
-@functools.lru_cache(maxsize=128)
-def _looped(make: Callable[[Any], methods.Method]) -> Callable:
-    """An epoch as one compiled loop, whose number of steps is a value."""
+def epoch_loop(make: Callable[[Any], methods.Method]) -> Callable:
+    """An epoch as one loop, whose number of steps is a value."""
 
     def loop(state, numbers, examples, labels, plan, beside, key, count):
         method = make(numbers)
@@ -226,15 +238,17 @@ def _looped(make: Callable[[Any], methods.Method]) -> Callable:
 
         return jax.lax.fori_loop(0, count, body, (state, jnp.float32(0)))
 
-    run = programs.compiled(loop, donate=0)
+    return loop
+
+
+@functools.lru_cache(maxsize=128)
+def _looped(make: Callable[[Any], methods.Method]) -> Callable:
+    """An epoch as one compiled loop."""
+    run = programs.compiled(epoch_loop(make), donate=0)
 
     def epoch(use, numbers, state, feed, labels, plan, key):
-        count, beside = len(plan.indices), None
-        if use.companion == "whole":
-            beside = plan.companion_indices, plan.companion_weights
-            plan = plan._replace(companion_indices=None, companion_weights=None)
-        # Padded to a power of two: epochs of other lengths are the same program.
-        plan = jax.tree.map(lambda x: _lengthened(x, count), plan)
+        count = len(plan.indices)
+        plan, beside = padded(use, plan, count)
         examples, labels = dict(feed.examples), jnp.asarray(labels)
         state, total = run(
             state, numbers, examples, labels, plan, beside, key, np.int32(count)
@@ -280,12 +294,23 @@ def _stepwise(make: Callable[[Any], methods.Method]) -> Callable:
     return epoch
 
 
+def padded(use: methods.DataUse, plan: Plan, count: int) -> tuple[Plan, Any]:
+    """A plan of at least so many steps, and what lies beside all of them.
+
+    Padded to a power of two: epochs of other lengths are the same program.
+    """
+    beside = None
+    if use.companion == "whole":
+        beside = plan.companion_indices, plan.companion_weights
+        plan = plan._replace(companion_indices=None, companion_weights=None)
+    return jax.tree.map(lambda x: _lengthened(x, count), plan), beside
+
+
 def _lengthened(steps: np.ndarray, count: int) -> np.ndarray:
-    """Zeros behind the steps, up to the next power of two from 32 on."""
+    """Zeros behind the steps, up to the power of two from ``count``, from 32 on."""
     length = max(32, 1 << (count - 1).bit_length())
-    return np.concatenate(
-        [steps, np.zeros((length - count, *steps.shape[1:]), steps.dtype)]
-    )
+    behind = np.zeros((length - len(steps), *steps.shape[1:]), steps.dtype)
+    return np.concatenate([steps, behind])
 
 
 def _batches(order: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,6 +1,7 @@
 """What a person sees while a study runs: the task, the time left, the table so far."""
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable
 from typing import Self
@@ -54,6 +55,7 @@ class Display:
             transient=True,
         )
         self._begun = time.monotonic()
+        self._running: dict[int, str] = {}
 
     def __enter__(self) -> Self:
         """Starts drawing, on a terminal."""
@@ -66,8 +68,9 @@ class Display:
         self._live.stop()
 
     def running(self, what: str) -> None:
-        """Names what runs now."""
-        self._progress.update(self._task, description=what)
+        """Names what runs now on this thread."""
+        self._running[threading.get_ident()] = what
+        self._describe()
 
     def advance(self, steps: int) -> None:
         """Counts steps as done."""
@@ -75,6 +78,8 @@ class Display:
 
     def finished(self, what: str) -> None:
         """Says that a run has ended, with the time gone and left."""
+        self._running.pop(threading.get_ident(), None)
+        self._describe()
         if self._console.is_terminal:
             return
         task = self._progress.tasks[0]
@@ -87,6 +92,11 @@ class Display:
                 markup=False,
                 soft_wrap=True,
             )
+
+    def _describe(self) -> None:
+        """Writes what runs before the bar."""
+        what = "; ".join(list(self._running.values()))
+        self._progress.update(self._task, description=what or "ending")
 
     def _draw(self) -> Group:
         """The table so far over the progress bar."""

@@ -56,6 +56,9 @@ FINITE = Limit(_real(-math.inf), "a finite number")
 SHARE = Limit(_real(0, 1), "a share between 0 and 1")
 SHARE_ABOVE_0 = Limit(_real(0, 1, above=True), "a share above 0, up to 1")
 COUNT = Limit(_whole(1), "a number from 1 to a million")
+COUNT_OR_NONE = Limit(
+    lambda value: value is None or COUNT.holds(value), f"{COUNT.wanted}, or None"
+)
 COUNT_OR_0 = Limit(_whole(0), "a whole number of at least 0")
 SWITCH = Limit(lambda value: isinstance(value, bool), "true or false")
 

@@ -20,7 +20,8 @@ import os
 import pathlib
 import platform
 import shutil
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 import jax
@@ -55,6 +56,7 @@ class Store:
       config: plain values; those named in ``extendable`` may differ from the
         configuration that the folder was begun with.
       extendable: fields that only say how much to do, such as the number of seeds.
+      order: methods in the order of the rows of a seed, whichever ends first.
 
     Raises:
       StoreError: the folder is busy, unwritable, damaged, or of another study.
@@ -65,8 +67,10 @@ class Store:
         folder: pathlib.Path,
         config: Mapping[str, Any],
         extendable: tuple[str, ...] = (),
+        order: Sequence[str] = (),
     ):
-        self.folder = folder
+        self._order = {method: i for i, method in enumerate(order)}
+        self.folder, self._writing = folder, threading.Lock()
         self.config = json.loads(to_json(dict(config)))
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -113,12 +117,14 @@ class Store:
     ) -> None:
         """Keeps a finished run: its record, its checkpoint, and last its row."""
         method, seed = row["method"], row["seed"]
-        self._begin()
-        self._write_record(method, seed, record)
-        if checkpoint is not None:
-            save_checkpoint(self.checkpoint_path(method, seed), checkpoint)
-        self.rows.append(json.loads(to_json(row)))
-        self._save(self.folder / "results.json", self.results)
+        with self._writing:
+            self._begin()
+            self._write_record(method, seed, record)
+            if checkpoint is not None:
+                save_checkpoint(self.checkpoint_path(method, seed), checkpoint)
+            self.rows.append(json.loads(to_json(row)))
+            self.rows.sort(key=self._place)
+            self._save(self.folder / "results.json", self.results)
         shutil.rmtree(self._progress(method, seed), ignore_errors=True)
 
     def keep(self, name: str, text: str) -> None:
@@ -184,7 +190,8 @@ class Store:
     ) -> None:
         """Keeps where a run stands after an epoch, in place of what was kept before."""
         folder = self._progress(method, seed)
-        self._begin()
+        with self._writing:
+            self._begin()
         leaves = {f"{i:05d}": leaf for i, leaf in enumerate(jax.tree.leaves(state))}
         save_checkpoint(folder / f"epoch_{epoch}", leaves)
         # The notes name the epoch: they turn the new checkpoint into the valid one.
@@ -211,6 +218,9 @@ class Store:
         if list(map(_form, ordered)) != list(map(_form, expected)):
             return None
         return jax.tree.unflatten(structure, ordered), notes
+
+    def _place(self, row: dict[str, Any]) -> tuple[int, int]:
+        return row["seed"], self._order.get(row["method"], len(self._order))
 
     def _begin(self) -> None:
         """Keeps the configuration, once there is something to keep it for."""

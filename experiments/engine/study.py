@@ -5,15 +5,16 @@ run is measured; this module trains, keeps, resumes and survives divergence.
 """
 
 import dataclasses
+import threading
 import time
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from experiments.engine import loop, programs
+from experiments.engine import loop, programs, together, workers
 from experiments.engine.progress import Display
 from experiments.engine.stopwatch import Stopwatch
 from experiments.engine.store import Store
@@ -46,6 +47,13 @@ class Run:
     batch_size: int
     traced: programs.Traced | None = None
     drawn_from: int | None = None
+
+    @property
+    def loop_seed(self) -> tuple[int, int]:
+        """Numbers that tell this run's randomness from every other's."""
+        return run_seed(
+            self.name, self.seed if self.drawn_from is None else self.drawn_from
+        )
 
     @property
     def steps(self) -> int:
@@ -87,69 +95,182 @@ def run_seed(name: str, seed: int) -> tuple[int, int]:
 
 
 def execute(
-    run: Run, store: Store, display: Display, curve: Curve, keep_every: float
-) -> Result:
+    runs: Sequence[Run],
+    store: Store,
+    display: Display,
+    curves: Sequence[Curve],
+    keep_every: float,
+) -> list[Result | loop.DivergedError]:
     """Trains or unlearns, going on from where an earlier process was cut off.
 
+    Several runs of a method go as one batch where its epochs are compiled loops. Those
+    whose states have other shapes than the rest, such as SEMU's cores, are a batch of
+    their own, and each is charged its share of the time.
+
     Args:
-      run: what to do.
-      store: where its progress is kept.
+      runs: what to do, for one method.
+      store: where their progress is kept.
       display: told of every epoch.
-      curve: measured after every epoch, outside the run's time.
-      keep_every: seconds between two checkpoints of the run's progress.
+      curves: measured after every epoch of each, outside its time.
+      keep_every: seconds between two checkpoints of a run's progress.
 
-    Raises:
-      loop.DivergedError: the loss or a parameter is no longer finite.
+    Returns:
+      For each run what it ends with, or why a loss or a parameter is not finite.
     """
-    display.running(f"{run.name}, seed {run.seed}")
-    watch, curves, epoch = Stopwatch(), [], 0
-    kept = store.load_progress(run.name, run.seed, run.start)
-    if kept is None or not _complete(kept[1]):
-        watch.start()
-        state = jax.block_until_ready(run.start())
-        watch.stop()
-    else:
-        state, notes = kept
-        watch.seconds, curves, epoch = notes["seconds"], notes["curves"], notes["epoch"]
-    each = run.steps // loop.num_epochs(run.method.data_use)
-    display.advance(each * epoch)
-    kept_at = time.monotonic()
+    begun = [
+        _Begun(run, store, display, curve, keep_every)
+        for run, curve in zip(runs, curves, strict=True)
+    ]
+    batches: dict[Any, list[_Begun]] = {}
+    for i, one in enumerate(begun):
+        alone = one.run.traced is None or not loop.compiles(one.run.feed)
+        kind = i if alone else together.alike(one.state, one.run.feed)
+        batches.setdefault(kind, []).append(one)
+    for batch in batches.values():
+        _run_batch(batch)
+    return [one.result for one in begun]
 
-    def on_epoch(done: int, state: methods.State, loss: float) -> None:
-        nonlocal kept_at
+
+def _run_batch(batch: Sequence["_Begun"]) -> None:
+    """Runs those that have begun, alone or together, to their results."""
+    run = batch[0].run
+    if len(batch) == 1:
+        batch[0].run_alone()
+        return
+    assert run.traced is not None
+    lanes = [one.lane for one in batch]
+    states = together.run(run.traced.make, lanes, batch_size=run.batch_size)
+    for one, state in zip(batch, states, strict=True):
+        one.end(state)
+
+
+class _Begun:
+    """A run that has begun, here or in an earlier process; see :func:`execute`.
+
+    Attributes:
+      state: where it stands.
+      epoch: number of epochs done.
+      watch: its time so far.
+      result: what it has ended with.
+    """
+
+    result: Result | loop.DivergedError
+
+    def __init__(
+        self,
+        run: Run,
+        store: Store,
+        display: Display,
+        curve: Curve,
+        keep_every: float,
+    ):
+        self.run, self._store, self._display = run, store, display
+        self._curve, self._keep_every = curve, keep_every
+        self.watch, self.epoch = Stopwatch(), 0
+        self._curves: list[Mapping[str, float]] = []
+        display.running(f"{run.name}, seed {run.seed}")
+        with _STARTING:
+            kept = store.load_progress(run.name, run.seed, run.start)
+            if kept is None or not _complete(kept[1]):
+                self.watch.start()
+                self.state = jax.block_until_ready(run.start())
+                self.watch.stop()
+            else:
+                self.state, notes = kept
+                self.watch.seconds, self._curves = notes["seconds"], notes["curves"]
+                self.epoch = notes["epoch"]
+        self._each = run.steps // loop.num_epochs(run.method.data_use)
+        display.advance(self._each * self.epoch)
+        self._kept_at = time.monotonic()
+
+    @property
+    def lane(self) -> together.Lane:
+        """The run as one of a batch."""
+        run = self.run
+        assert run.traced is not None
+        return together.Lane(
+            self.state,
+            run.method.data_use,
+            run.feed,
+            run.loop_seed,
+            run.traced.numbers,
+            self.epoch,
+            self._on_shared_epoch,
+        )
+
+    def run_alone(self) -> None:
+        """Runs the epochs that are left, and ends."""
+        run = self.run
+        self.watch.start()
+        try:
+            state = loop.run(
+                run.method,
+                self.state,
+                run.feed,
+                batch_size=run.batch_size,
+                seed=run.loop_seed,
+                start_epoch=self.epoch,
+                on_epoch=self._on_epoch,
+                traced=run.traced,
+            )
+        except loop.DivergedError as error:
+            self.end(error)
+        else:
+            self.watch.stop()
+            self.end(state)
+
+    def end(self, state: methods.State | loop.DivergedError) -> None:
+        """Ends with a state, whose parameters may not be finite, or with an error."""
+        if isinstance(state, loop.DivergedError):
+            self.result = state
+            return
+        params, model_state = self.run.method.finish(state)
+        if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params)):
+            self.result = loop.DivergedError("A parameter is no longer finite.")
+            return
+        curves = self._curves
+        self.result = Result(
+            params,
+            model_state,
+            self.watch.seconds,
+            methods.trainable_fraction(state, params),
+            {k: np.array([point[k] for point in curves]) for k in curves[0]},
+            str(methods.trained_kernels(state) or ""),
+        )
+
+    def _on_epoch(self, done: int, state: methods.State, loss: float) -> None:
+        """Measures, keeps and shows where the run stands, outside its time."""
         jax.block_until_ready(state)
-        watch.stop()
-        curves.append({"loss": loss, **curve(*run.method.finish(state))})
-        if time.monotonic() - kept_at >= keep_every:
-            notes = {"seconds": watch.seconds, "curves": curves}
-            store.save_progress(run.name, run.seed, done, state, notes)
-            kept_at = time.monotonic()
-        display.advance(each)
-        watch.start()
+        self.watch.stop()
+        self._note(done, state, loss)
+        self.watch.start()
 
-    watch.start()
-    state = loop.run(
-        run.method,
-        state,
-        run.feed,
-        batch_size=run.batch_size,
-        seed=run_seed(run.name, run.seed if run.drawn_from is None else run.drawn_from),
-        start_epoch=epoch,
-        on_epoch=on_epoch,
-        traced=run.traced,
-    )
-    seconds = watch.stop()
-    params, model_state = run.method.finish(state)
-    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params)):
-        raise loop.DivergedError("A parameter is no longer finite.")
-    return Result(
-        params,
-        model_state,
-        seconds,
-        methods.trainable_fraction(state, params),
-        {k: np.array([point[k] for point in curves]) for k in curves[0]},
-        str(methods.trained_kernels(state) or ""),
-    )
+    def _on_shared_epoch(
+        self, done: int, state: methods.State, loss: float, seconds: float
+    ) -> None:
+        """Does so where the run is charged a share of the time."""
+        self.watch.seconds += seconds
+        self._note(done, state, loss)
+
+    def _note(self, done: int, state: methods.State, loss: float) -> None:
+        run = self.run
+        self._curves.append({"loss": loss, **self._curve(*run.method.finish(state))})
+        if time.monotonic() - self._kept_at >= self._keep_every:
+            notes = {"seconds": self.watch.seconds, "curves": self._curves}
+            self._store.save_progress(run.name, run.seed, done, state, notes)
+            self._kept_at = time.monotonic()
+        self._display.advance(self._each)
+        workers.check()
+
+
+def start(run: Run) -> methods.State:
+    """The state that a run begins with, made by one thread at a time."""
+    with _STARTING:
+        return run.start()
+
+
+_STARTING = threading.Lock()
+"""Held by a run that starts: decompositions of two at once may wait for each other."""
 
 
 def _complete(notes: Mapping[str, Any]) -> bool:

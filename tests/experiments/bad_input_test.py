@@ -82,7 +82,7 @@ class CommandLineTest(parameterized.TestCase):
         with (
             contextlib.redirect_stdout(out),
             contextlib.redirect_stderr(err),
-            mock.patch.object(bench.Bench, "run"),
+            mock.patch.object(bench.Bench, "run_batch"),
             mock.patch.object(bench.report, "write"),
         ):
             try:

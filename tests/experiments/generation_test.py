@@ -359,9 +359,9 @@ class StudyTest(parameterized.TestCase):
         # Another recipe is another study, whose trained models are there already.
         self.out, trained, real = self.folder / "other", [], study.execute
 
-        def execute(run, *arguments):
-            trained.append(run.name)
-            return real(run, *arguments)
+        def execute(runs, *arguments):
+            trained.extend(run.name for run in runs)
+            return real(runs, *arguments)
 
         flags = [
             "--recipe.density",

@@ -56,17 +56,19 @@ class RequestTestCase(parameterized.TestCase):
         return [
             *("--dataset", "npz:own.npz", "--width", "4", "--seeds", "1"),
             *("--train.epochs", "1", "--recipe.epochs", "1", "--methods", methods),
-            *("--train.batch-size", "32", "--out", out, "--cache", "None", *flags),
+            *("--train.batch-size", "32", "--out", out, "--cache", "None"),
+            *("--workers", "1", *flags),
         ]
 
     def start(self, *flags, **options):
         """Runs up to the first training: exit code, what was said, and the runs."""
         with (
-            mock.patch.object(bench.Bench, "run") as runs,
+            mock.patch.object(bench.Bench, "run_batch") as runs,
             mock.patch.object(bench.report, "write"),
         ):
             code, _, err = run(*self.flags(*flags, **options))
-        return code, err, [call.args[:2] for call in runs.call_args_list]
+        calls = [call.args[:2] for call in runs.call_args_list]
+        return code, err, [(name, seed) for name, seeds in calls for seed in seeds]
 
 
 class BeforeTrainingTest(RequestTestCase):
@@ -217,9 +219,9 @@ class WholeRunTest(RequestTestCase):
         self.assertEqual(code, 0, err)
         feeds = {}
 
-        def execute(job, *rest):
-            feeds[job.name] = job.feed
-            return real(job, *rest)
+        def execute(jobs, *rest):
+            feeds.update((job.name, job.feed) for job in jobs)
+            return real(jobs, *rest)
 
         real = study.execute
         given = (
