@@ -11,11 +11,14 @@ from mujax.diffusion.schedule import (
     add_noise,
     antithetic_timesteps,
     expand,
+    noise_of_velocity,
     null_like,
 )
 
 Predict = Callable[[PyTree, jax.Array, jax.Array, PyTree], jax.Array]
 Reduction = Callable[..., jax.Array]
+Target = Callable[[Schedule, jax.Array, jax.Array, jax.Array], jax.Array]
+Timesteps = Callable[[jax.Array, int, int], jax.Array]
 
 
 def guided(predict: Predict, guidance: float | jax.Array, null: PyTree) -> Predict:
@@ -54,6 +57,61 @@ def guided(predict: Predict, guidance: float | jax.Array, null: PyTree) -> Predi
     return predict_guided
 
 
+def from_velocity(predict: Predict, schedule: Schedule) -> Predict:
+    r"""The noise network that a v-prediction network is, for samplers and losses.
+
+    .. math:: \epsilon_\theta = \sqrt{\bar\alpha_t}\, v_\theta(x_t, t, c)
+       + \sqrt{1 - \bar\alpha_t}\, x_t
+
+    An error in the noise is :math:`\sqrt{\bar\alpha_t}` times one in v: to train as the
+    network was trained, give the network itself and ``target=velocity`` to the losses.
+
+    Args:
+      predict: A network that answers v.
+      schedule: The schedule.
+
+    Returns:
+      A network with the arguments of ``predict`` that answers the noise.
+
+    Example:
+      >>> from mujax.diffusion import linear_schedule
+      >>> schedule = linear_schedule(2, 0.36, 0.75)
+      >>> noise = from_velocity(lambda params, x, t, c: 0 * x, schedule)
+      >>> print(noise(None, jnp.ones((1, 1)), jnp.array([0]), None).round(3))
+      [[0.6]]
+
+    Reference:
+      `Salimans and Ho (2022) <https://arxiv.org/abs/2202.00512>`_, appendix D.
+    """
+
+    def predict_noise(params, x_t, t, condition):
+        return noise_of_velocity(schedule, x_t, t, predict(params, x_t, t, condition))
+
+    return predict_noise
+
+
+def true_noise(
+    schedule: Schedule, x0: jax.Array, t: jax.Array, noise: jax.Array
+) -> jax.Array:
+    """What a noise network is trained to answer; beside :func:`velocity`.
+
+    Args:
+      schedule: Not read.
+      x0: Not read.
+      t: Not read.
+      noise: The noise.
+
+    Returns:
+      The noise.
+
+    Example:
+      >>> true_noise(None, None, None, 3.0)
+      3.0
+    """
+    del schedule, x0, t
+    return noise
+
+
 def noise_loss(
     predict: Predict,
     params: PyTree,
@@ -64,13 +122,15 @@ def noise_loss(
     *,
     weights: jax.Array | None = None,
     pixel_reduction: Reduction = jnp.sum,
+    target: Target = true_noise,
+    timesteps: Timesteps = antithetic_timesteps,
 ) -> jax.Array:
     r"""The training loss: how well the network finds the noise.
 
     .. math:: L = \sum_i w_i \, \lVert \epsilon_i - \epsilon_\theta(x_{t_i}, t_i, c_i)
        \rVert^2 \, / \sum_i w_i
 
-    Steps are antithetic. Drop conditions first, by :func:`drop_condition`.
+    Drop conditions first, by :func:`drop_condition`.
 
     Args:
       predict: The network, or :func:`guided` of it.
@@ -82,6 +142,10 @@ def noise_loss(
       weights: Weights of the examples, (N,), 0 for padding; all equal by default.
       pixel_reduction: What joins the squared errors of an example: ``jnp.sum``, or
         ``jnp.mean``, which is smaller by the number of an example's entries.
+      target: What the network is to answer: :func:`true_noise` or, if it answers v,
+        :func:`velocity`.
+      timesteps: How steps are drawn, ``(key, N, T) -> t``: :func:`antithetic_timesteps`
+        or :func:`uniform_timesteps`.
 
     Returns:
       A float32 scalar.
@@ -99,8 +163,9 @@ def noise_loss(
     Reference:
       `Ho et al. (2020) <https://arxiv.org/abs/2006.11239>`_, equation 14.
     """
-    x_t, t, noise = _diffuse(schedule, x0, key)
-    error = call(predict, params, x_t, t, condition) - noise
+    x_t, t, noise = _diffuse(schedule, x0, key, timesteps)
+    aim = target(schedule, x0, t, noise)
+    error = call(predict, params, x_t, t, condition) - aim
     return _mean_square(error, weights, pixel_reduction)
 
 
@@ -116,6 +181,7 @@ def match_loss(
     teacher_params: PyTree | None = None,
     weights: jax.Array | None = None,
     pixel_reduction: Reduction = jnp.sum,
+    timesteps: Timesteps = antithetic_timesteps,
 ) -> jax.Array:
     r"""SalUn's forgetting loss: answer one condition as another is answered.
 
@@ -139,6 +205,7 @@ def match_loss(
       teacher_params: :math:`\theta'`; None takes ``params``.
       weights: As in :func:`noise_loss`.
       pixel_reduction: As in :func:`noise_loss`.
+      timesteps: As in :func:`noise_loss`.
 
     Returns:
       A float32 scalar.
@@ -153,7 +220,7 @@ def match_loss(
     Reference:
       `Fan et al. (2024) <https://arxiv.org/abs/2310.12508>`_, equation 7.
     """
-    x_t, t, _ = _diffuse(schedule, x0, key)
+    x_t, t, _ = _diffuse(schedule, x0, key, timesteps)
     if teacher_params is None:
         teacher_params = params
     target = call(predict, teacher_params, x_t, t, target_condition)
@@ -173,6 +240,8 @@ def relabel_loss(
     *,
     weights: jax.Array | None = None,
     pixel_reduction: Reduction = jnp.sum,
+    target: Target = true_noise,
+    timesteps: Timesteps = antithetic_timesteps,
 ) -> jax.Array:
     r"""Random labels for a diffusion model, beside examples that keep their own.
 
@@ -194,6 +263,8 @@ def relabel_loss(
       key: A typed key for steps and noise.
       weights: As in :func:`noise_loss`.
       pixel_reduction: As in :func:`noise_loss`.
+      target: As in :func:`noise_loss`.
+      timesteps: As in :func:`noise_loss`.
 
     Returns:
       A float32 scalar.
@@ -209,10 +280,11 @@ def relabel_loss(
     Reference:
       `Fan et al. (2024) <https://arxiv.org/abs/2310.12508>`_, equation 7.
     """
-    x_t, t, noise = _diffuse(schedule, x0, key)
+    x_t, t, noise = _diffuse(schedule, x0, key, timesteps)
     teacher = jax.lax.stop_gradient(call(predict, params, x_t, t, target_condition))
-    target = jnp.where(expand(relabelled, noise), teacher, noise)
-    error = call(predict, params, x_t, t, condition) - target
+    own = target(schedule, x0, t, noise)
+    aim = jnp.where(expand(relabelled, own), teacher, own)
+    error = call(predict, params, x_t, t, condition) - aim
     return _mean_square(error, weights, pixel_reduction)
 
 
@@ -229,6 +301,7 @@ def erase_loss(
     strength: float | jax.Array = 1.0,
     weights: jax.Array | None = None,
     pixel_reduction: Reduction = jnp.sum,
+    timesteps: Timesteps = antithetic_timesteps,
 ) -> jax.Array:
     r"""ESD's loss: answer a condition as the original, guided away from it, would.
 
@@ -247,6 +320,7 @@ def erase_loss(
       strength: :math:`\eta`, how far to go beyond the null condition.
       weights: As in :func:`noise_loss`.
       pixel_reduction: As in :func:`noise_loss`.
+      timesteps: As in :func:`noise_loss`.
 
     Returns:
       A float32 scalar.
@@ -261,7 +335,7 @@ def erase_loss(
     Reference:
       `Gandikota et al. (2023) <https://arxiv.org/abs/2303.07345>`_, equation 7.
     """
-    x_t, t, _ = _diffuse(schedule, x0, key)
+    x_t, t, _ = _diffuse(schedule, x0, key, timesteps)
     away = guided(predict, -1.0 - strength, null)
     target = jax.lax.stop_gradient(call(away, frozen_params, x_t, t, condition))
     error = call(predict, params, x_t, t, condition) - target
@@ -269,7 +343,7 @@ def erase_loss(
 
 
 def call(predict, params, x_t, t, condition) -> jax.Array:
-    """The predicted noise in float32, with its shape checked."""
+    """The network's answer in float32, with its shape checked."""
     noise = predict(params, x_t, t, condition)
     if noise.shape != x_t.shape:
         raise ValueError(
@@ -280,11 +354,11 @@ def call(predict, params, x_t, t, condition) -> jax.Array:
 
 
 def _diffuse(
-    schedule: Schedule, x0: jax.Array, key: jax.Array
+    schedule: Schedule, x0: jax.Array, key: jax.Array, timesteps: Timesteps
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Noised data, their antithetic steps and their noise."""
+    """Noised data, their steps and their noise."""
     t_key, noise_key = jax.random.split(key)
-    t = antithetic_timesteps(t_key, x0.shape[0], schedule.num_steps)
+    t = timesteps(t_key, x0.shape[0], schedule.num_steps)
     noise = jax.random.normal(noise_key, x0.shape, jnp.result_type(x0, jnp.float32))
     return add_noise(schedule, x0, t, noise), t, noise
 

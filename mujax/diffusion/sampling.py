@@ -1,6 +1,6 @@
 """Samplers that turn noise into data by one scan, and the distance of two samples."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -80,7 +80,7 @@ def ddpm_sample(
 
     t = np.arange(schedule.num_steps, dtype=np.int32)[::-1]
     arguments = predict, params, schedule, key, condition, shape
-    return _reverse(*arguments, t, move, clip, dtype)
+    return _reverse(*arguments, t, move, clip, dtype, None)
 
 
 def ddim_sample(
@@ -91,7 +91,10 @@ def ddim_sample(
     condition: PyTree,
     shape: tuple[int, ...],
     *,
-    num_steps: int,
+    num_steps: int | None = None,
+    steps: Sequence[int] | None = None,
+    last_alpha: float | jax.Array = 1.0,
+    start: jax.Array | None = None,
     eta: float | jax.Array = 0.0,
     clip: float | None = None,
     dtype: jax.typing.DTypeLike = jnp.float32,
@@ -103,8 +106,9 @@ def ddim_sample(
        \tau^2 = \eta^2\, \frac{1 - \bar\alpha_s}{1 - \bar\alpha_t}
        \Bigl(1 - \frac{\bar\alpha_t}{\bar\alpha_s}\Bigr)
 
-    from step t to the next visited step s < t. The visited steps are
-    :math:`\lfloor i T / n \rfloor - 1` for i = n ... 1, evenly spaced from T - 1.
+    from step t to the next visited step s < t, and from the last one to data. By
+    default the visited steps are :math:`\lfloor i T / n \rfloor - 1` for i = n ... 1,
+    evenly spaced from T - 1.
 
     Args:
       predict: The network, or :func:`guided` of it.
@@ -114,6 +118,11 @@ def ddim_sample(
       condition: Conditions, a pytree of arrays (N, ...).
       shape: Shape of the samples, (N, ...).
       num_steps: n, evaluations of the network, 1 to T.
+      steps: The visited steps themselves, falling, instead of ``num_steps``; see
+        :func:`leading_steps`.
+      last_alpha: :math:`\bar\alpha` where the last step ends, in (0, 1]: 1 is clean
+        data; latent diffusion ends at :math:`\bar\alpha_0`.
+      start: Noise to start from, of the given shape, instead of one drawn by the key.
       eta: In [0, 1]: 0 draws noise for the start alone; 1 with all T steps is
         :func:`ddpm_sample` with the posterior variance.
       clip: As in :func:`ddpm_sample`.
@@ -123,7 +132,8 @@ def ddim_sample(
       Samples of the given shape and dtype.
 
     Raises:
-      ValueError: ``num_steps`` outside 1 to T, or a prediction of another shape.
+      ValueError: Steps that the schedule has not, or a start or prediction of another
+        shape.
 
     Example:
       >>> from mujax.diffusion import linear_schedule
@@ -139,23 +149,51 @@ def ddim_sample(
     Reference:
       `Song et al. (2021) <https://arxiv.org/abs/2010.02502>`_, equation 12.
     """
-    if not 1 <= num_steps <= schedule.num_steps:
-        raise ValueError(
-            f"Got num_steps={num_steps} for a schedule of {schedule.num_steps} steps; "
-            f"give 1 to {schedule.num_steps}."
-        )
+    visited = visited_steps(schedule, num_steps, steps)
+    end = jnp.log(jnp.asarray(last_alpha, jnp.float32))
 
     def move(x, x0, t, s):
-        here, there = noise_share(schedule, t), noise_share(schedule, s)
-        log_ratio = log_alpha(schedule, t) - log_alpha(schedule, s)
-        fresh = eta**2 * there / here * -jnp.expm1(log_ratio)
+        there = jnp.where(s < 0, -jnp.expm1(end), noise_share(schedule, s))
+        log_there = jnp.where(s < 0, end, log_alpha(schedule, s))
+        log_ratio = log_alpha(schedule, t) - log_there
+        fresh = eta**2 * there / noise_share(schedule, t) * -jnp.expm1(log_ratio)
         noise = (x - schedule.signal[t] * x0) / schedule.sigma[t]
-        mean = jnp.exp(log_alpha(schedule, s) / 2) * x0
+        mean = jnp.exp(log_there / 2) * x0
         return mean + jnp.sqrt(there - fresh) * noise, jnp.sqrt(fresh)
 
-    t = np.arange(num_steps, 0, -1) * schedule.num_steps // num_steps - 1
     arguments = predict, params, schedule, key, condition, shape
-    return _reverse(*arguments, t.astype(np.int32), move, clip, dtype)
+    return _reverse(*arguments, visited, move, clip, dtype, start)
+
+
+def leading_steps(schedule: Schedule, num_steps: int, offset: int = 1) -> np.ndarray:
+    r"""The steps that Stable Diffusion's samplers visit.
+
+    .. math:: t_i = i\, \lfloor T / n \rfloor + o, \qquad i = n - 1 \dots 0
+
+    Args:
+      schedule: The schedule.
+      num_steps: n.
+      offset: o.
+
+    Returns:
+      Falling steps, int32 (n,), for ``steps=`` of the samplers.
+
+    Raises:
+      ValueError: n or the first step is outside the schedule.
+
+    Example:
+      >>> from mujax.diffusion import scaled_linear_schedule
+      >>> print(leading_steps(scaled_linear_schedule(), 5))
+      [801 601 401 201   1]
+    """
+    stride = schedule.num_steps // max(num_steps, 1)
+    most = schedule.num_steps
+    if not 1 <= num_steps <= most or (num_steps - 1) * stride + offset >= most:
+        raise ValueError(
+            f"Got num_steps={num_steps} with an offset of {offset} for a schedule of "
+            f"{most} steps; give 1 to {most - offset}."
+        )
+    return (np.arange(num_steps - 1, -1, -1) * stride + offset).astype(np.int32)
 
 
 def frechet_distance(features_a: Any, features_b: Any) -> float:
@@ -201,7 +239,7 @@ def frechet_distance(features_a: Any, features_b: Any) -> float:
 
 
 def _reverse(
-    predict, params, schedule, key, condition, shape, steps, move, clip, dtype
+    predict, params, schedule, key, condition, shape, steps, move, clip, dtype, start
 ) -> jax.Array:
     """Scans over falling steps; ``move`` gives the mean and deviation of a step."""
 
@@ -216,12 +254,45 @@ def _reverse(
         fresh = jax.random.normal(jax.random.fold_in(key, t), shape, jnp.float32)
         return mean + deviation * fresh, None
 
-    # No step has the number T, so the start shares its key with none.
-    start = jax.random.normal(
-        jax.random.fold_in(key, schedule.num_steps), shape, jnp.float32
-    )
-    start = along(start, condition)
-    return jax.lax.scan(body, start, (steps, np.append(steps[1:], -1)))[0].astype(dtype)
+    begin = started(schedule, key, condition, shape, start)
+    return jax.lax.scan(body, begin, (steps, np.append(steps[1:], -1)))[0].astype(dtype)
+
+
+def started(schedule, key, condition, shape, start) -> jax.Array:
+    """The noise that was given, or drawn, laid out as the conditions are."""
+    if start is None:
+        # No step has the number T, so the start shares its key with none.
+        step_key = jax.random.fold_in(key, schedule.num_steps)
+        start = jax.random.normal(step_key, shape, jnp.float32)
+    elif start.shape != tuple(shape):
+        raise ValueError(
+            f"Got a start of shape {start.shape} for samples of shape {tuple(shape)}; "
+            "give one number for each entry."
+        )
+    return along(start.astype(jnp.float32), condition)
+
+
+def visited_steps(schedule, num_steps, steps) -> np.ndarray:
+    """The steps to visit, int32, falling."""
+    if (num_steps is None) == (steps is None):
+        raise ValueError(
+            f"Got num_steps={num_steps} and steps={steps}; give one of them."
+        )
+    if steps is None:
+        if not 1 <= num_steps <= schedule.num_steps:
+            raise ValueError(
+                f"Got num_steps={num_steps} for a schedule of {schedule.num_steps} "
+                f"steps; give 1 to {schedule.num_steps}."
+            )
+        steps = np.arange(num_steps, 0, -1) * schedule.num_steps // num_steps - 1
+    steps = np.asarray(steps)
+    inside = steps.size and steps[-1] >= 0 and steps[0] < schedule.num_steps
+    if steps.ndim != 1 or not inside or np.any(np.diff(steps) >= 0):
+        raise ValueError(
+            f"Got steps={steps}; give falling steps of at least 0 and below "
+            f"{schedule.num_steps}."
+        )
+    return steps.astype(np.int32)
 
 
 def _root(covariance: np.ndarray) -> np.ndarray:

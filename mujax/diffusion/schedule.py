@@ -72,11 +72,38 @@ def linear_schedule(
     Reference:
       `Ho et al. (2020) <https://arxiv.org/abs/2006.11239>`_, section 4.
     """
-    if not (0 < start < 1 and 0 < end < 1):
-        raise ValueError(f"Got start={start}, end={end}; give numbers in (0, 1).")
-    if num_steps < 1:
-        raise ValueError(f"Got num_steps={num_steps}; give at least 1.")
+    _check_ends(num_steps, start, end)
     return _schedule(np.linspace(start, end, num_steps))
+
+
+def scaled_linear_schedule(
+    num_steps: int = 1000, start: float = 0.00085, end: float = 0.012
+) -> Schedule:
+    r"""Betas whose roots rise linearly, as latent diffusion has them.
+
+    .. math:: \sqrt{\beta_t} = \sqrt{\beta_0}
+       + \frac{t}{T - 1} \bigl(\sqrt{\beta_{T-1}} - \sqrt{\beta_0}\bigr)
+
+    Args:
+      num_steps: T, at least 1.
+      start: :math:`\beta_0`, in (0, 1); Stable Diffusion's by default.
+      end: :math:`\beta_{T-1}`, in (0, 1).
+
+    Returns:
+      The schedule.
+
+    Raises:
+      ValueError: T < 1, or an end outside (0, 1).
+
+    Example:
+      >>> print(np.asarray(scaled_linear_schedule(3, 0.04, 0.36).betas).round(4))
+      [0.04 0.16 0.36]
+
+    Reference:
+      `Rombach et al. (2022) <https://arxiv.org/abs/2112.10752>`_.
+    """
+    _check_ends(num_steps, start, end)
+    return _schedule(np.linspace(start**0.5, end**0.5, num_steps) ** 2)
 
 
 def cosine_schedule(num_steps: int = 1000, offset: float = 0.008) -> Schedule:
@@ -135,6 +162,83 @@ def add_noise(
     """
     signal, sigma = expand(schedule.signal[t], x0), expand(schedule.sigma[t], x0)
     return (signal * x0 + sigma * noise).astype(x0.dtype)
+
+
+def velocity(
+    schedule: Schedule, x0: jax.Array, t: jax.typing.ArrayLike, noise: jax.Array
+) -> jax.Array:
+    r"""What a v-prediction network is trained to answer for :math:`x_t`.
+
+    .. math:: v = \sqrt{\bar\alpha_t}\, \epsilon - \sqrt{1 - \bar\alpha_t}\, x_0
+
+    Args:
+      schedule: The schedule.
+      x0: Data, (N, ...).
+      t: Steps in [0, T), (N,) or a scalar.
+      noise: Standard normal noise of the shape of ``x0``.
+
+    Returns:
+      The velocity, of the shape and dtype of ``x0``.
+
+    Example:
+      >>> schedule, x0 = linear_schedule(2, 0.36, 0.75), jnp.ones((2, 1))
+      >>> print(np.asarray(velocity(schedule, x0, jnp.arange(2), x0)).round(3))
+      [[ 0.2  ]
+       [-0.517]]
+
+    Reference:
+      `Salimans and Ho (2022) <https://arxiv.org/abs/2202.00512>`_, appendix D.
+    """
+    signal, sigma = expand(schedule.signal[t], x0), expand(schedule.sigma[t], x0)
+    return (signal * noise - sigma * x0).astype(x0.dtype)
+
+
+def noise_of_velocity(
+    schedule: Schedule, x_t: jax.Array, t: jax.typing.ArrayLike, v: jax.Array
+) -> jax.Array:
+    r"""The noise that a velocity stands for.
+
+    .. math:: \epsilon = \sqrt{\bar\alpha_t}\, v + \sqrt{1 - \bar\alpha_t}\, x_t
+
+    Args:
+      schedule: The schedule.
+      x_t: Noised data, (N, ...).
+      t: Steps in [0, T), (N,) or a scalar.
+      v: The velocity at ``x_t``.
+
+    Returns:
+      The noise, of the shape and dtype of ``v``.
+
+    Example:
+      >>> schedule, x0 = linear_schedule(2, 0.36, 0.75), jnp.ones((2, 1))
+      >>> t, noise = jnp.arange(2), jnp.array([[3.0], [5.0]])
+      >>> x_t = add_noise(schedule, x0, t, noise)
+      >>> v = velocity(schedule, x0, t, noise)
+      >>> print(np.asarray(noise_of_velocity(schedule, x_t, t, v)).round(3))
+      [[3.]
+       [5.]]
+    """
+    signal, sigma = expand(schedule.signal[t], v), expand(schedule.sigma[t], v)
+    return (signal * v + sigma * x_t).astype(v.dtype)
+
+
+def uniform_timesteps(key: jax.Array, batch_size: int, num_steps: int) -> jax.Array:
+    """Independent uniform steps, as the programs of text-to-image models draw them.
+
+    Args:
+      key: A typed key.
+      batch_size: N.
+      num_steps: T.
+
+    Returns:
+      Steps in [0, T), int32 (N,).
+
+    Example:
+      >>> t = uniform_timesteps(jax.random.key(0), 4, 1000)
+      >>> t.shape, bool(jnp.all((0 <= t) & (t < 1000)))
+      ((4,), True)
+    """
+    return jax.random.randint(key, (batch_size,), 0, num_steps, jnp.int32)
 
 
 def antithetic_timesteps(key: jax.Array, batch_size: int, num_steps: int) -> jax.Array:
@@ -257,6 +361,14 @@ def null_like(condition: PyTree, null: PyTree) -> PyTree:
         return along(jnp.broadcast_to(jnp.asarray(n, c.dtype), c.shape), c)
 
     return jax.tree.map(repeated, condition, null)
+
+
+def _check_ends(num_steps: int, start: float, end: float) -> None:
+    """Raises for betas outside (0, 1), or none."""
+    if not (0 < start < 1 and 0 < end < 1):
+        raise ValueError(f"Got start={start}, end={end}; give numbers in (0, 1).")
+    if num_steps < 1:
+        raise ValueError(f"Got num_steps={num_steps}; give at least 1.")
 
 
 def _schedule(betas: np.ndarray) -> Schedule:
