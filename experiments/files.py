@@ -1,9 +1,13 @@
 """Files that appear in one step, and strict JSON."""
 
+import io
 import json
 import os
 import pathlib
+from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
 
 
 def write_atomically(path: pathlib.Path, data: bytes) -> None:
@@ -14,6 +18,14 @@ def write_atomically(path: pathlib.Path, data: bytes) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_npz(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes a compressed file of arrays by name; makes its folder."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)  # pyright: ignore[reportArgumentType]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, buffer.getvalue())
 
 
 def to_json(value: Any) -> str:

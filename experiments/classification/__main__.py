@@ -276,7 +276,7 @@ class Classification:
       notes_on_request: what the report says of this request.
     """
 
-    columns, gap, notes = COLUMNS, "gap", recipes.NOTES
+    columns, gap, keeps_models, notes = COLUMNS, "gap", True, recipes.NOTES
 
     def __init__(
         self,

@@ -113,11 +113,14 @@ class Evaluator:
     def __init__(self, model: Model, dataset: Dataset, batch_size: int = 256):
         self.dataset, self.batch_size = dataset, batch_size
 
-        @jax.jit
-        def probabilities(params, model_state, images):
+        def logits(params, model_state, images):
             x = normalise(images, dataset.mean, dataset.std)
             logits, _ = model.apply(params, model_state, x, train=False)
-            return jax.nn.softmax(logits.astype(jnp.float32))
+            return logits.astype(jnp.float32)
+
+        @jax.jit
+        def probabilities(params, model_state, images):
+            return jax.nn.softmax(logits(params, model_state, images))
 
         @jax.jit
         def scores(params, model_state, images, labels):
@@ -125,16 +128,24 @@ class Evaluator:
             probs = probabilities(params, model_state, jnp.concatenate(images))
             return _accuracies(*zip(jnp.split(probs, stops), labels, strict=True))
 
-        self._probabilities, self._scores = probabilities, scores
+        self._logits, self._probabilities = jax.jit(logits), probabilities
+        self._scores = scores
 
     def outputs(self, params: Any, model_state: Any, split: Split) -> Outputs:
         """Probabilities on each part."""
+        model = self._probabilities, params, model_state
         return Outputs(
             *(
-                (self._predict(params, model_state, images, indices), labels[indices])
+                (self._predict(*model, images, indices), labels[indices])
                 for images, labels, indices in self._parts(split)
             )
         )
+
+    def logits(
+        self, params: Any, model_state: Any, images: Any, indices: np.ndarray
+    ) -> np.ndarray:
+        """Logits (N, K) of some images."""
+        return self._predict(self._logits, params, model_state, images, indices)
 
     def accuracies(
         self, params: Any, model_state: Any, split: Split, limit: int
@@ -155,13 +166,13 @@ class Evaluator:
             (data.test_images, data.test_labels, split.test),
         )
 
-    def _predict(self, params, model_state, images, indices) -> np.ndarray:
-        """Probabilities of some images, in batches of one size."""
+    def _predict(self, outputs, params, model_state, images, indices) -> np.ndarray:
+        """Outputs for some images, in batches of one size."""
         size, chunks = self.batch_size, []
         for start in range(0, len(indices), size):
             chunk = indices[start : start + size]
             batch = images[np.resize(chunk, size)]
-            chunks.append(self._probabilities(params, model_state, batch)[: len(chunk)])
+            chunks.append(outputs(params, model_state, batch)[: len(chunk)])
         return np.concatenate([np.asarray(chunk) for chunk in chunks])
 
 

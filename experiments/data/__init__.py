@@ -16,8 +16,10 @@ from experiments.data.splits import (
     class_numbers,
     class_split,
     index_split,
+    others,
     random_split,
     read_indices,
+    shuffled,
     validation_split,
 )
 
@@ -32,7 +34,9 @@ __all__ = (
     "class_split",
     "index_split",
     "load",
+    "others",
     "random_split",
     "read_indices",
+    "shuffled",
     "validation_split",
 )

@@ -187,7 +187,8 @@ class Generation:
       split: the forgotten class and the others.
     """
 
-    columns, gap, notes = COLUMNS, "frechet_retrain", recipes.NOTES
+    columns, gap, keeps_models = COLUMNS, "frechet_retrain", True
+    notes = recipes.NOTES
 
     def __init__(self, config: Config, dataset: data.Dataset, split: data.Split):
         self.config, self.dataset, self.split = config, dataset, split

@@ -60,6 +60,7 @@ class Task(Protocol):
       feed: the examples, and which of them to forget and to retain.
       columns: what its rows hold.
       gap: key of the column that holds the distance to Retrain.
+      keeps_models: keep every model, not the originals alone.
       notes: label, paper and a line on each method.
     """
 
@@ -71,6 +72,8 @@ class Task(Protocol):
     def columns(self) -> Sequence[Column]: ...  # noqa: D102
     @property
     def gap(self) -> str: ...  # noqa: D102
+    @property
+    def keeps_models(self) -> bool: ...  # noqa: D102
     @property
     def notes(self) -> Mapping[str, report.MethodNote]: ...  # noqa: D102
 
@@ -279,7 +282,11 @@ class Bench:
             record = result.curves | ours.record
             if result.kernels:
                 record["kernels"] = np.array(result.kernels)
-            checkpoint = {"params": result.params, "model_state": result.model_state}
+            if self.task.keeps_models or name == ORIGINAL:
+                checkpoint = {
+                    "params": result.params,
+                    "model_state": result.model_state,
+                }
         self.store.keep(f"forgotten/seed_{seed}.txt", self._forgotten())
         self.store.finish(row, record, checkpoint)
         if name == ORIGINAL:

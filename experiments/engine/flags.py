@@ -1,6 +1,7 @@
 """The flags of an experiment: from settings and recipes to a configuration, and help.
 
-A dataclass of settings makes a group of flags under its ``HEADING``. Numbers of recipes
+A dataclass of settings makes a group of flags under its ``HEADING``; a field's metadata
+may give its ``flag`` another name, or None for no flag at all. Numbers of recipes
 are flags, too: ``--train.…``, ``--recipe.…`` for every method that has one, and
 ``--METHOD.…`` for one. ``--help`` has those of all; ``--help-method``, those of one.
 """
@@ -67,6 +68,7 @@ class Flag(NamedTuple):
     default: Any
     help: str
     hint: str | None = None  # in place of the default
+    name: str | None = None  # in place of the field's
 
 
 Flags = dict[str, dict[str, Flag]]
@@ -84,10 +86,11 @@ def _settings(config_class: type[Any]) -> Flags:
             groups[heading] = {}
     types = get_type_hints(config_class, include_extras=True)
     for field in dataclasses.fields(config_class):
-        if field.name == "changes":
+        name = field.metadata.get("flag", field.name)
+        if field.name == "changes" or name is None:
             continue
         groups[owners[field.name]][field.name] = Flag(
-            types[field.name], field.default, texts.get(field.name, "")
+            types[field.name], field.default, texts.get(field.name, ""), name=name
         )
     return groups
 
@@ -183,7 +186,7 @@ def _read(
                     Annotated[
                         flag.type,
                         Doc(flag.help),
-                        tyro.conf.arg(help_behavior_hint=flag.hint),
+                        tyro.conf.arg(help_behavior_hint=flag.hint, name=flag.name),
                     ],
                     flag.default,
                 )

@@ -33,7 +33,7 @@ from experiments.engine.checkpoints import (
     reason,
     save_checkpoint,
 )
-from experiments.files import to_json, write_atomically
+from experiments.files import to_json, write_atomically, write_npz
 
 PACKAGES = ("mujax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -43,7 +43,7 @@ _LEFTOVERS = (
     ".*.html.*.tmp",
     "plots/.*.png.*.tmp",
     "forgotten/.*.txt.*.tmp",
-    "records/.*.npz.*.tmp.npz",
+    "records/.*.npz.*.tmp",
     "checkpoints/*/seed_*.orbax-checkpoint-tmp*",
 )
 
@@ -119,7 +119,7 @@ class Store:
         method, seed = row["method"], row["seed"]
         with self._writing:
             self._begin()
-            self._write_record(method, seed, record)
+            write_npz(self._record_path(method, seed), record)
             if checkpoint is not None:
                 save_checkpoint(self.checkpoint_path(method, seed), checkpoint)
             self.rows.append(json.loads(to_json(row)))
@@ -238,16 +238,6 @@ class Store:
             f"Put it back, or remove the row of {method}, seed {seed} from "
             f"{self.folder / 'results.json'}: it is then computed again."
         )
-
-    def _write_record(self, method, seed, record) -> None:
-        path = self._record_path(method, seed)
-        path.parent.mkdir(exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp.npz")
-        try:
-            np.savez_compressed(temporary, **record)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
 
     def _save(self, path: pathlib.Path, value: Any) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)

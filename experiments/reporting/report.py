@@ -18,7 +18,7 @@ import matplotlib.figure
 
 from experiments.files import to_json, write_atomically
 from experiments.reporting import tables
-from experiments.reporting.summary import Column, summarise
+from experiments.reporting.summary import Column, Summary, summarise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +60,7 @@ def write(
     loading: str = "",
     texts: Sequence[Text] = (),
     gap: str = "gap",
+    summary: Summary | None = None,
 ) -> None:
     """Leaves ``table.md``, ``plots/NAME.png`` and a self-contained ``report.html``.
 
@@ -77,10 +78,12 @@ def write(
       loading: the lines of code that load a checkpoint.
       texts: further details.
       gap: key of the column that holds the distance to Retrain.
+      summary: shown in place of the one over the rows, where a table is more than that.
     """
     notes = methods or {}
     labels = {method: entry.label for method, entry in notes.items()}
-    summary = summarise(results["rows"], columns, gap=gap, labels=labels)
+    if summary is None:
+        summary = summarise(results["rows"], columns, gap=gap, labels=labels)
     (out / "plots").mkdir(parents=True, exist_ok=True)
     write_atomically(out / "table.md", tables.markdown_table(summary).encode())
     images = []

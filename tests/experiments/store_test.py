@@ -90,7 +90,7 @@ class StoreTest(parameterized.TestCase):
             ".results.json.7.tmp",
             ".report.html.7.tmp",
             "plots/.gap.png.7.tmp",
-            "records/.semu-1.npz.7.tmp.npz",
+            "records/.semu-1.npz.7.tmp",
             "checkpoints/semu/seed_1.orbax-checkpoint-tmp/d",
             "progress/salun-1/epoch_2/d",  # its row was written just before the kill
         ):

@@ -1,0 +1,213 @@
+"""Audits of unlearning over a bank of models: ``python -m experiments.audit``.
+
+Many models are trained, each on R and half of a pool, and each unlearns its half by
+every method (:mod:`experiments.audit.pool`). What they then say of every example is
+held against models that never saw the pool, and against models that were made to
+forget something else.
+"""
+
+import dataclasses
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+import rich.console
+
+from experiments.audit import audits, pictures
+from experiments.audit import bank as banks
+from experiments.audit import pool as pools
+from experiments.classification import __main__ as classification
+from experiments.classification import recipes
+from experiments.classification.methods import METHODS
+from experiments.classification.optimisation import Optimisation
+from experiments.data import Pixels
+from experiments.engine import cli, kernels
+from experiments.engine.bench import BASELINES, Bench, inputs
+from experiments.engine.store import Store
+from experiments.files import write_npz
+from experiments.reporting import report, summary, tables
+
+LOADING = """\
+import numpy as np
+from mujax import auditing
+bank = np.load("{folder}/bank/{method}.npz")  # margins (models, examples), member
+scores = auditing.likelihood_ratio(bank["pool"], bank["member"])
+print(auditing.roc_area(scores, bank["member"]))"""
+PANELS = {
+    "mislabelled": "a random share of the training images, with wrong labels",
+    "random": "a random share of the training images",
+    "class": "the training images of the class {}",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(cli.StudyConfig):
+    """Audit unlearning methods over a bank of models.
+
+    Examples:
+      python -m experiments.audit
+      python -m experiments.audit --models 16 --methods finetune,salun --panels random
+      python -m experiments.audit --panels class --forget-class 3
+    """
+
+    HEADING: ClassVar[str] = "audit"
+    METHODS: ClassVar = METHODS
+    TRAINING: ClassVar = Optimisation
+
+    seeds: int = dataclasses.field(default=32, metadata={"flag": "models"})
+    """Number of models of the bank, even: 16 for a first look, 64 for a table that is
+    to be published."""
+    trainings: int = dataclasses.field(default=0, metadata={"flag": None})
+    checkpoint: pathlib.Path | None = dataclasses.field(
+        default=None, metadata={"flag": None}
+    )
+    panels: str = "mislabelled,random"
+    """What the pools are, separated by commas: mislabelled, random or class."""
+    share: float = 0.1
+    """Share of the training images that each model forgets; the pool has two of it."""
+    pool_seed: int = 0
+    """Which images are drawn for the pool, which labels they get, and its halves."""
+    forget_class: str = "0"
+    """Panel class: name or number of the class."""
+    model: str = "small_cnn"
+    """Network: small_cnn, resnet18, resnet20, resnet20_strided, vgg16_bn, vit_tiny, or
+    module:factory."""
+    recipes: pathlib.Path | None = None
+    """JSON file of searched recipes; by default that of the task, if there is one."""
+    width: int | None = None
+    """Width of the network (channels of its first layer); None takes its own."""
+    pixels: Pixels = "standardised"
+    """What the network is given: standardised by channel, in [0, 1], or bytes."""
+
+    def __post_init__(self):
+        if self.seeds < 4 or self.seeds % 2:
+            raise cli.ConfigError(
+                f"--models {self.seeds}: give an even number from 4 on, for each model "
+                "has another one that forgets the other half."
+            )
+        if not 0 < self.share < 0.5:
+            raise cli.ConfigError(
+                f"--share {self.share:g}: give a share between 0 and 0.5."
+            )
+        if self.pool_seed < 0:
+            raise cli.ConfigError(f"--pool-seed {self.pool_seed}: give 0 or more.")
+        unknown = [name for name in self.panel_names if name not in pools.PANELS]
+        if unknown or not self.panel_names:
+            raise cli.ConfigError(
+                f"--panels {self.panels!r}: choose from {', '.join(pools.PANELS)}."
+            )
+        super().__post_init__()
+
+    @property
+    def panel_names(self) -> list[pools.Panel]:
+        """The pools to audit, in their order, each once."""
+        names = (name.strip() for name in self.panels.split(","))
+        return [name for name in dict.fromkeys(names) if name]  # pyright: ignore
+
+    @property
+    def task(self) -> str:
+        """Name of the task, for the default folder."""
+        model = self.model if self.width is None else f"{self.model}_{self.width}"
+        return f"audit-{self.dataset}-{model}-{self.share:g}"
+
+    def study(self, scenario: Literal["random", "class"]) -> classification.Config:
+        """The study of one model, whose recipes and network these are."""
+        names = {field.name for field in dataclasses.fields(classification.Config)}
+        shared = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.name in names
+        }
+        return classification.Config(
+            **shared, scenario=scenario, forget_fraction=self.share
+        )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    return cli.main(Config, audit, "experiments.audit", arguments)
+
+
+def audit(config: Config) -> None:
+    """Audits every panel, or does what of it is missing."""
+    chosen, dataset = cli.chosen(config), cli.load_data(config)
+    dataset = dataclasses.replace(dataset, pixels=config.pixels)
+    drawn = {
+        panel: pools.draw(
+            dataset, panel, config.share, config.forget_class, config.pool_seed
+        )
+        for panel in config.panel_names
+    }
+    for panel, pool in drawn.items():
+        _audit(config, panel, pool, chosen)
+
+
+def _audit(
+    config: Config, panel: pools.Panel, pool: pools.Pool, chosen: Sequence[str]
+) -> None:
+    """Audits one panel in a folder of its own."""
+    study = config.study("class" if panel == "class" else "random")
+    numbers = classification.resolve_recipes(study)
+    numbers, notes = classification.fit(
+        numbers, chosen, study, pool.dataset, pool.split(0)
+    )
+    bank = banks.Bank(study, pool)
+    kernels.check(bank.shapes(), {name: numbers[name] for name in chosen})
+    settings = cli.plain(config) | {
+        "command": ["python", "-m", "experiments.audit", *sys.argv[1:]],
+        "panel": panel,
+        "input": inputs(bank),
+        "recipes": {name: dataclasses.asdict(r) for name, r in numbers.items()},
+    }
+    labels = {name: note.label for name, note in recipes.NOTES.items()}
+    folder, order = config.folder / panel, (*BASELINES, *METHODS)
+    with Store(folder, settings, (*cli.EXTENDABLE, "panels"), order) as store:
+
+        def accuracies() -> summary.Summary:
+            return summary.summarise(store.rows, bank.columns, labels=labels)
+
+        def table():
+            return tables.rich_table(accuracies(), pending=(*BASELINES, *chosen))
+
+        Bench(bank, numbers, store, config).run_all(chosen, table)
+        found = banks.read(store, pool, [m.method for m in accuracies().methods])
+        for name, margins in found.items():
+            write_npz(folder / "bank" / f"{name}.npz", margins._asdict())
+        audited = audits.audited(accuracies(), found)
+        what = PANELS[panel].format(config.forget_class)
+        count = len(found["retrain"].models) if "retrain" in found else 0
+        report.write(
+            folder,
+            store.results,
+            bank.columns,
+            title=f"Audit of unlearning {config.task.removeprefix('audit-')}: {panel}",
+            description=" ".join([_describe(config, pool, what, count), *notes]),
+            figures=pictures.figures(audited, found),
+            methods=recipes.NOTES,
+            loading=LOADING.format(
+                folder=folder, method=next(iter([*chosen, "original"]))
+            ),
+            texts=(report.Text("How to read the audits", audits.READING),),
+            summary=audited,
+        )
+        console = rich.console.Console()
+        width = None if console.is_terminal else 110
+        rich.console.Console(width=width).print(tables.rich_table(audited))
+        print(f"Report: {folder / 'report.html'}")
+
+
+def _describe(config: Config, pool: pools.Pool, what: str, count: int) -> str:
+    """The protocol, in a few sentences."""
+    half = len(pool.pool) // 2
+    return (
+        f"{count} models ({config.model} on {config.dataset}) were each trained on "
+        f"{len(pool.retain)} images that all share and on {half} of a pool of "
+        f"{len(pool.pool)}: {what}. Each had to forget its half; every example of the "
+        "pool is in half of the models. As many Retrains never saw the pool, and as "
+        "many again stand as a method beside the others: what they score is chance."
+    )
+
+
+if __name__ == "__main__":
+    cli.leave(main())
