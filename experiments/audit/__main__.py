@@ -8,6 +8,7 @@ forget something else.
 
 import dataclasses
 import pathlib
+import re
 import sys
 from collections.abc import Sequence
 from typing import ClassVar, Literal
@@ -64,12 +65,15 @@ class Config(cli.StudyConfig):
     )
     panels: str = "mislabelled,random"
     """What the pools are, separated by commas: mislabelled, random or class."""
-    share: float = 0.1
-    """Share of the training images that each model forgets; the pool has two of it."""
+    forget_fraction: float = 0.1
+    """Share of the training images that each model forgets; the pool has twice that."""
     pool_seed: int = 0
     """Which images are drawn for the pool, which labels they get, and its halves."""
     forget_class: str = "0"
     """Panel class: name or number of the class."""
+    share: str | None = None
+    """Do a part of the work alone, such as 2/3: every third pair of models from the
+    second on. Run once more without it, in the same --out, for the table of all."""
     model: str = "small_cnn"
     """Network: small_cnn, resnet18, resnet20, resnet20_strided, vgg16_bn, vit_tiny, or
     module:factory."""
@@ -81,35 +85,49 @@ class Config(cli.StudyConfig):
     """What the network is given: standardised by channel, in [0, 1], or bytes."""
 
     def __post_init__(self):
-        if self.seeds < 4 or self.seeds % 2:
+        if self.seeds < banks.MIN_MODELS or self.seeds % 2:
             raise cli.ConfigError(
-                f"--models {self.seeds}: give an even number from 4 on, for each model "
-                "has another one that forgets the other half."
+                f"--models {self.seeds}: give an even number from {banks.MIN_MODELS} "
+                "on, for each model has another one that forgets the other half."
             )
-        if not 0 < self.share < 0.5:
+        if not 0 < self.forget_fraction < 0.5:
             raise cli.ConfigError(
-                f"--share {self.share:g}: give a share between 0 and 0.5."
+                f"--forget-fraction {self.forget_fraction:g}: give one between 0 and "
+                "0.5, for the pool has twice that."
             )
         if self.pool_seed < 0:
             raise cli.ConfigError(f"--pool-seed {self.pool_seed}: give 0 or more.")
-        unknown = [name for name in self.panel_names if name not in pools.PANELS]
-        if unknown or not self.panel_names:
+        asked = {name.strip() for name in self.panels.split(",")} - {""}
+        if not asked or not asked.issubset(pools.PANELS):
             raise cli.ConfigError(
                 f"--panels {self.panels!r}: choose from {', '.join(pools.PANELS)}."
             )
+        if self.share is not None:
+            parts = re.fullmatch(r"(\d{1,6})/(\d{1,6})", self.share)
+            if not (parts and 1 <= int(parts[1]) <= int(parts[2]) <= self.seeds // 2):
+                raise cli.ConfigError(
+                    f"--share {self.share!r}: give i/n with i from 1 to n, and n at "
+                    f"most the number of pairs, {self.seeds // 2}."
+                )
         super().__post_init__()
 
     @property
+    def seed_numbers(self) -> Sequence[int]:
+        """The models of this share."""
+        first, every = map(int, (self.share or "1/1").split("/"))
+        return [m for m in range(self.seeds) if m // 2 % every == first - 1]
+
+    @property
     def panel_names(self) -> list[pools.Panel]:
-        """The pools to audit, in their order, each once."""
-        names = (name.strip() for name in self.panels.split(","))
-        return [name for name in dict.fromkeys(names) if name]  # pyright: ignore
+        """The pools to audit."""
+        asked = {name.strip() for name in self.panels.split(",")}
+        return [panel for panel in pools.PANELS if panel in asked]
 
     @property
     def task(self) -> str:
         """Name of the task, for the default folder."""
         model = self.model if self.width is None else f"{self.model}_{self.width}"
-        return f"audit-{self.dataset}-{model}-{self.share:g}"
+        return f"audit-{self.dataset}-{model}-{self.forget_fraction:g}"
 
     def study(self, scenario: Literal["random", "class"]) -> classification.Config:
         """The study of one model, whose recipes and network these are."""
@@ -119,9 +137,7 @@ class Config(cli.StudyConfig):
             for field in dataclasses.fields(self)
             if field.name in names
         }
-        return classification.Config(
-            **shared, scenario=scenario, forget_fraction=self.share
-        )
+        return classification.Config(**shared, scenario=scenario)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -133,11 +149,9 @@ def audit(config: Config) -> None:
     """Audits every panel, or does what of it is missing."""
     chosen, dataset = cli.chosen(config), cli.load_data(config)
     dataset = dataclasses.replace(dataset, pixels=config.pixels)
+    options = config.forget_fraction, config.forget_class, config.pool_seed
     drawn = {
-        panel: pools.draw(
-            dataset, panel, config.share, config.forget_class, config.pool_seed
-        )
-        for panel in config.panel_names
+        panel: pools.draw(dataset, panel, *options) for panel in config.panel_names
     }
     for panel, pool in drawn.items():
         _audit(config, panel, pool, chosen)
@@ -162,7 +176,13 @@ def _audit(
     }
     labels = {name: note.label for name, note in recipes.NOTES.items()}
     folder, order = config.folder / panel, (*BASELINES, *METHODS)
-    with Store(folder, settings, (*cli.EXTENDABLE, "panels"), order) as store:
+    shares = folder.glob("share-*-of-*")
+    if config.share is not None:
+        folder, shares = folder / f"share-{config.share.replace('/', '-of-')}", ()
+    extendable = (*cli.EXTENDABLE, "panels", "share")
+    with Store(folder, settings, extendable, order) as store:
+        for other in shares:
+            store.adopt(other)
 
         def accuracies() -> summary.Summary:
             return summary.summarise(store.rows, bank.columns, labels=labels)
@@ -171,6 +191,9 @@ def _audit(
             return tables.rich_table(accuracies(), pending=(*BASELINES, *chosen))
 
         Bench(bank, numbers, store, config).run_all(chosen, table)
+        if config.share is not None:
+            print(f"Kept in {folder}: give the same flags without --share at the end.")
+            return
         found = banks.read(store, pool, [m.method for m in accuracies().methods])
         for name, margins in found.items():
             write_npz(folder / "bank" / f"{name}.npz", margins._asdict())

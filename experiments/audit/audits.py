@@ -215,21 +215,19 @@ def audited(summary: Summary, banks: Mapping[str, Margins]) -> Summary:
 def estimate(audit: Audit, bank: Margins, oracle: Margins) -> Estimate:
     """A score with the half-width of its 95 % interval, by the jackknife over pairs."""
     score, count = audit.score(bank, oracle), len(bank.models)
-    left = [audit.score(*_without(i, bank, oracle)) for i in range(0, count, 2)]
-    values, pairs = np.array([x for x in left if x is not None]), count // 2
-    if score is None or len(values) < pairs or pairs < 3:
+    if score is None:
+        return Estimate(None, None, count)
+
+    def statistic(*arrays: np.ndarray) -> float:
+        ours, theirs = Margins(*arrays[:5]), Margins(*arrays[5:])
+        left = audit.score(ours, theirs)
+        return np.nan if left is None else left
+
+    _, error = auditing.jackknife(statistic, *bank, *oracle)
+    if not np.isfinite(error):
         return Estimate(score, None, count)
-    error = np.sqrt((pairs - 1) / pairs * np.sum((values - values.mean()) ** 2))
-    half = float(scipy.stats.t.ppf(0.975, pairs - 1) * error)
-    return Estimate(score, half, count)
-
-
-def _without(first: int, *banks: Margins) -> list[Margins]:
-    """Banks without the pair of models that begins there."""
-    return [
-        Margins(*(np.delete(x, [first, first + 1], axis=0) for x in bank))
-        for bank in banks
-    ]
+    quantile = scipy.stats.t.ppf(0.975, count // 2 - 1)
+    return Estimate(score, float(quantile * error), count)
 
 
 def _of(bank: Margins, chosen: np.ndarray) -> np.ndarray:

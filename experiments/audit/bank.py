@@ -20,6 +20,8 @@ from experiments.reporting.summary import Column
 from mujax import auditing
 
 PARTS = ("pool", "retain", "test")
+MIN_MODELS = 8
+"""Models of which two pairs can be left out, and a variance is left to estimate."""
 COLUMNS = (
     Column(
         "ua",
@@ -111,20 +113,23 @@ class Bank(classification.Classification):
 
 
 def read(store: Store, pool: Pool, methods: Sequence[str]) -> dict[str, Margins]:
-    """The margins of all methods on the models that all of them have.
+    """The margins of all methods, on the models that all of these have.
 
-    Pairs with a model that diverged, or that is still to come, are left out.
+    Pairs of which a method's model diverged are left out; so are methods with fewer
+    than ``MIN_MODELS`` models that did not.
     """
-    done: dict[str, set[int]] = {name: set() for name in methods}
-    for row in store.rows:
-        if row["status"] == "ok" and row["method"] in done:
-            done[row["method"]].add(row["seed"])
-    done = {name: models for name, models in done.items() if len(models) > 1}
-    if not done:
-        return {}
-    common = set.intersection(*done.values())
+    done = {
+        name: {
+            row["seed"]
+            for row in store.rows
+            if row["method"] == name and row["status"] == "ok"
+        }
+        for name in methods
+    }
+    done = {name: models for name, models in done.items() if len(models) >= MIN_MODELS}
+    common = set.intersection(*done.values()) if done else set()
     models = [m for m in sorted(common) if m ^ 1 in common]
-    if not models:
+    if len(models) < MIN_MODELS:
         return {}
     member, banks = pool.member(models), {}
     for name in done:

@@ -229,7 +229,7 @@ class Bench:
         """
         runs = [
             (name, seed)
-            for seed in range(self.config.seeds)
+            for seed in self.config.seed_numbers
             for name in (*BASELINES, *names)
             if self.store.row(name, seed) is None
         ]

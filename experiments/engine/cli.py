@@ -120,6 +120,11 @@ class StudyConfig:
         return self.dataset
 
     @property
+    def seed_numbers(self) -> Sequence[int]:
+        """The seeds that are run here."""
+        return range(self.seeds)
+
+    @property
     def folder(self) -> pathlib.Path:
         """Where the results go."""
         if self.out is not None:

@@ -13,6 +13,7 @@ Every file appears in one step and a run's row is written last, so that a kill a
 moment loses no finished run. One process at a time holds the folder.
 """
 
+import copy
 import fcntl
 import importlib.metadata
 import json
@@ -70,6 +71,7 @@ class Store:
         order: Sequence[str] = (),
     ):
         self._order = {method: i for i, method in enumerate(order)}
+        self._extendable = extendable
         self.folder, self._writing = folder, threading.Lock()
         self.config = json.loads(to_json(dict(config)))
         try:
@@ -87,7 +89,7 @@ class Store:
                 f"Another run is busy in {folder}. Wait for it, or give another --out."
             ) from error
         try:
-            self._check_config(extendable)
+            self._check_config()
             self.rows = self._read_rows()
             self._sweep()
         except BaseException:
@@ -133,6 +135,26 @@ class Store:
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, text.encode())
+
+    def adopt(self, folder: pathlib.Path) -> None:
+        """Takes over the finished runs of a like study that another process had.
+
+        Raises:
+          StoreError: something of it is damaged, or its configuration is another.
+        """
+        other = copy.copy(self)
+        other.folder = folder
+        other._check_config()
+        for row in other._read_rows():
+            method, seed = row["method"], row["seed"]
+            if self.row(method, seed) is not None:
+                continue
+            record, checkpoint = {}, None
+            if row["status"] == "ok":
+                record = other.record(method, seed)
+                if other.checkpoint_path(method, seed).exists():
+                    checkpoint = other.checkpoint(method, seed)
+            self.finish(row, record, checkpoint)
 
     def _sweep(self) -> None:
         """Removes what a killed process has left: only the holder writes here."""
@@ -243,7 +265,7 @@ class Store:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, to_json(value).encode())
 
-    def _check_config(self, extendable: tuple[str, ...]) -> None:
+    def _check_config(self) -> None:
         begun = self._read("config.json")
         if begun is None:
             begun = (self._read("results.json") or {}).get("config")
@@ -253,7 +275,8 @@ class Store:
         differing = [
             f"{_shown(name)}={there.get(name)!r} there, {now.get(name)!r} now"
             for name in sorted(there.keys() | now.keys())
-            if name.split(".")[0] not in extendable and there.get(name) != now.get(name)
+            if name.split(".")[0] not in self._extendable
+            and there.get(name) != now.get(name)
         ]
         if differing:
             listed = "; ".join(differing[:4])

@@ -54,7 +54,7 @@ class PrecisionTest(parameterized.TestCase):
             self.assertEqual(out.dtype, jnp.float32)
             return jnp.mean(out**2), moved
 
-        grads, moved = jax.grad(loss, has_aux=True)(params)
+        grads, moved = jax.eval_shape(jax.grad(loss, has_aux=True), params)
         for leaf in jax.tree.leaves((grads, moved)):
             self.assertEqual(leaf.dtype, jnp.float32)
         types = list(products(jax.make_jaxpr(loss)(params).jaxpr))
