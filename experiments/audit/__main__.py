@@ -150,7 +150,7 @@ def audit(config: Config) -> None:
     chosen, dataset = cli.chosen(config), cli.load_data(config)
     dataset = dataclasses.replace(dataset, pixels=config.pixels)
     options = config.forget_fraction, config.forget_class, config.pool_seed
-    drawn = {
+    drawn: dict[pools.Panel, pools.Pool] = {
         panel: pools.draw(dataset, panel, *options) for panel in config.panel_names
     }
     for panel, pool in drawn.items():
