@@ -21,6 +21,7 @@ from experiments.classification.methods import METHODS, cufg
 from experiments.classification.optimisation import Optimisation
 from experiments.engine import bench, cli, kernels, loop, study
 from experiments.engine.bench import Measured, Page
+from experiments.engine.devices import Devices
 from experiments.engine.recipes import resolve
 from experiments.engine.store import Store
 from experiments.models import build
@@ -286,6 +287,7 @@ class Classification:
         notes_on_request: Sequence[str] = (),
     ):
         self.config, self._notes = config, notes_on_request
+        self._devices = Devices.choose(config.devices, config.shard_parameters)
         options = {} if config.width is None else {"width": config.width}
         model = build(config.model, dataset.num_classes, dataset.input_shape, **options)
         self.model = computing_in(model, config.precision)
@@ -298,8 +300,9 @@ class Classification:
         images, labels = dataset.train_images, dataset.train_labels
         if images.nbytes <= 1e9 * config.memory:
             images, labels = jnp.asarray(images), jnp.asarray(labels)
+            images, labels = self._devices.everywhere((images, labels))
         self._examples = {"image": images, "label": labels}
-        self._evaluator = evaluation.Evaluator(self.model, dataset)
+        self._evaluator = evaluation.Evaluator(self.model, dataset, self._devices)
         self.split = split
 
     @property
@@ -307,7 +310,11 @@ class Classification:
         """The examples, and which of them to forget and to retain."""
         classes = self._evaluator.dataset.num_classes
         return loop.Feed(
-            self._examples, classes, (self.split.forget,), self.split.retain
+            self._examples,
+            classes,
+            (self.split.forget,),
+            self.split.retain,
+            devices=self._devices,
         )
 
     def for_seed(self, seed: int) -> Self:

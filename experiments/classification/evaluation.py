@@ -12,6 +12,7 @@ from experiments.classification.methods.cufg import Difficulty
 from experiments.classification.optimisation import Losses
 from experiments.data import Dataset, Split
 from experiments.data.augment import crop_and_flip, normalise
+from experiments.engine.devices import ONE, Devices
 from experiments.engine.loop import DivergedError
 from experiments.models import Model
 from mujax import auditing, curriculum, gradients, methods, metrics
@@ -107,16 +108,23 @@ class Evaluator:
     Args:
       model: the classifier.
       dataset: the images.
+      devices: each is given its part of the images.
       batch_size: images a step.
     """
 
-    def __init__(self, model: Model, dataset: Dataset, batch_size: int = 256):
+    def __init__(
+        self,
+        model: Model,
+        dataset: Dataset,
+        devices: Devices = ONE,
+        batch_size: int = 256,
+    ):
         self.dataset, self.batch_size = dataset, batch_size
 
         def logits(params, model_state, images):
-            x = normalise(images, dataset.mean, dataset.std)
+            x = normalise(devices.split(images), dataset.mean, dataset.std)
             logits, _ = model.apply(params, model_state, x, train=False)
-            return logits.astype(jnp.float32)
+            return devices.everywhere(logits.astype(jnp.float32))
 
         @jax.jit
         def probabilities(params, model_state, images):

@@ -25,12 +25,14 @@ from experiments import data
 from experiments.classification import __main__ as classification
 from experiments.classification import evaluation, recipes
 from experiments.classification.methods import METHODS
+from experiments.classification.trials import Trials, finished
 from experiments.engine import cli, kernels, loop, study
 from experiments.engine.bench import BASELINES, Bench, inputs
 from experiments.engine.progress import Display
 from experiments.engine.recipes import changed, resolve
 from experiments.engine.store import Store
 from experiments.engine.workers import Job, check, work
+from experiments.errors import say
 from experiments.files import to_json, write_atomically
 
 FIRST_SEED = 1000  # far from the seeds of any report
@@ -63,6 +65,9 @@ class Config(classification.Config):
     """How many of the best recipes run on the further seeds."""
     final_seeds: int = 8
     """Number of further seeds, which decide between the finalists."""
+    storage: str | None = None
+    """Journal file, or URL of a database, whose trials many processes share, each with
+    an --out of its own; None keeps them in the folder."""
     validation_fraction: float = 0.2
     """Share of the training images that stands in for the test set."""
 
@@ -110,11 +115,17 @@ def search(config: Config) -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     seeds = list(range(FIRST_SEED, FIRST_SEED + config.seeds + config.final_seeds))
     extendable = {*cli.EXTENDABLE, "trials", "finalists", "final_seeds"} - {"seeds"}
-    settings = cli.plain(config) | {
+    settings = cli.plain(config)
+    storage = settings.pop("storage")  # it may hold a password
+    settings |= {
         "input": inputs(task),
         "recipes": {name: dataclasses.asdict(r) for name, r in numbers.items()},
     }
     with Store(config.folder, settings, tuple(extendable)) as store:
+        common = {k: v for k, v in settings.items() if k not in extendable}
+        tried = Trials(store, storage, config.task, common)
+        for name in chosen:
+            tried.study(name)  # what cannot be shared is refused before training
         bench = Bench(task, numbers, store, config)
         benches = {seed: bench.with_task(task.for_seed(seed)) for seed in seeds}
         with Display(1, lambda: "") as display:
@@ -128,23 +139,17 @@ def search(config: Config) -> None:
                 "another --out."
             )
         for name in chosen:
-            storage = f"sqlite:///{config.folder / 'trials.db'}"
-            log = optuna.create_study(
-                study_name=name,
-                storage=storage,
-                sampler=optuna.samplers.TPESampler(seed=0),
-                load_if_exists=True,
-            )
-            missing = config.trials - len(_finished(log))
-            if missing > 0:
-                log.optimize(
-                    _objective(name, benches, seeds[: config.seeds], config),
-                    n_trials=missing,
-                    callbacks=[_every_eighth],
+            log = tried.study(name)
+            objective = _objective(name, benches, seeds[: config.seeds], config)
+            if not tried.run(log, config.trials, objective):
+                say(
+                    f"{name}: {len(finished(log))} of {config.trials} trials have "
+                    "ended; other processes are at the rest, and the last decides."
                 )
+                continue
             further = seeds[config.seeds :] or seeds
             best, gap = _decide(name, benches, further, log, config.finalists)
-            _keep(path, name, best, gap, len(_finished(log)))
+            _keep(path, name, best, gap, len(finished(log)))
             print(f"{name}: gap {gap:.2f} with {best.params}", flush=True)
             _forget_compiled()
 
@@ -161,7 +166,10 @@ def _objective(
         # A number that a flag gives is not searched.
         recipe = changed(recipe, config.changes, name)
         trial.set_user_attr("recipe", dataclasses.asdict(recipe))
-        return _mean_gap(name, benches, seeds, recipe)
+        gap = _mean_gap(name, benches, seeds, recipe)
+        if trial.number % 8 == 7:
+            _forget_compiled()
+        return gap
 
     return objective
 
@@ -174,7 +182,7 @@ def _decide(
     finalists: int,
 ) -> tuple[FrozenTrial, float]:
     """The trial that is best on further seeds, of those that were best so far."""
-    ranked = sorted(_finished(log), key=lambda trial: trial.value or 0.0)[
+    ranked = sorted(finished(log), key=lambda trial: trial.value or 0.0)[
         : max(finalists, 1)
     ]
     gaps = []
@@ -185,11 +193,6 @@ def _decide(
             log.set_user_attr(note, _mean_gap(name, benches, seeds, recipe))
         gaps.append(log.user_attrs[note])
     return ranked[int(np.argmin(gaps))], min(gaps)
-
-
-def _finished(log: optuna.Study) -> list[FrozenTrial]:
-    """Trials that were not cut off."""
-    return log.get_trials(states=[optuna.trial.TrialState.COMPLETE])
 
 
 def _mean_gap(name: str, benches: Benches, seeds: Sequence[int], recipe: Any) -> float:
@@ -225,11 +228,6 @@ def _gap(bench, name: str, seed: int, reference: dict[str, Any]) -> float:
         return evaluation.compare(ours.row, reference)["gap"]
     except loop.DivergedError:
         return WORST
-
-
-def _every_eighth(study: optuna.Study, trial: FrozenTrial) -> None:
-    if trial.number % 8 == 7:
-        _forget_compiled()
 
 
 def _forget_compiled() -> None:

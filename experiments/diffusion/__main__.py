@@ -24,6 +24,7 @@ from experiments.diffusion.unet import unet_for
 from experiments.engine import bench, cli, loop, study
 from experiments.engine.bench import Measured, Page
 from experiments.engine.cache import Cache
+from experiments.engine.devices import Devices
 from experiments.engine.recipes import fields, resolve
 from experiments.engine.store import Store
 from experiments.models import from_nnx
@@ -192,6 +193,7 @@ class Generation:
 
     def __init__(self, config: Config, dataset: data.Dataset, split: data.Split):
         self.config, self.dataset, self.split = config, dataset, split
+        devices = Devices.choose(config.devices, config.shard_parameters)
         self.forgotten = int(dataset.train_labels[split.forget[0]])
         shape, classes = dataset.input_shape, dataset.num_classes
         model = from_nnx(
@@ -209,13 +211,14 @@ class Generation:
             "index": np.arange(len(dataset.train_labels), dtype=np.int32),
         }
         if dataset.train_images.nbytes <= 1e9 * config.memory:
-            examples = jax.tree.map(jnp.asarray, examples)
+            examples = devices.everywhere(jax.tree.map(jnp.asarray, examples))
         self.feed = loop.Feed(
             examples,
             classes,
             forget=(split.forget,),
             retain=split.retain,
             scan=jax.default_backend() != "cpu",  # see unet_for
+            devices=devices,
         )
         self.schedule = diffusion.linear_schedule(SCHEDULE_STEPS)
         remaining = np.delete(np.arange(classes), self.forgotten)
@@ -229,6 +232,7 @@ class Generation:
             guidance=config.guidance,
             num_steps=config.sampling_steps,
             batch_size=min(500, len(self.drawn)),
+            devices=devices,
         )
 
         @functools.lru_cache(maxsize=16)  # equal functions share what they compile
@@ -259,7 +263,9 @@ class Generation:
     def classifier(self) -> generation.Classifier:
         """Judges what is drawn; trained when the first drawing is there."""
         cache = Cache(self.config.cache)
-        return generation.Classifier(self.dataset, self.feed.examples, cache)
+        return generation.Classifier(
+            self.dataset, self.feed.examples, cache, self.feed.devices
+        )
 
     @functools.cached_property
     def real_features(self) -> np.ndarray:

@@ -20,6 +20,7 @@ from experiments.data import Dataset
 from experiments.data.augment import normalise
 from experiments.engine import loop, study
 from experiments.engine.cache import Cache
+from experiments.engine.devices import ONE, Devices
 from experiments.engine.loop import DivergedError
 from experiments.models import Model, build
 from mujax import diffusion, labels, methods
@@ -34,6 +35,7 @@ class Classifier:
       dataset: the real images.
       examples: its training images and labels, on the device where they fit.
       cache: where it is kept for the next study.
+      devices: where the examples lie.
       batch_size: images a step when it judges.
     """
 
@@ -42,9 +44,10 @@ class Classifier:
         dataset: Dataset,
         examples: loop.Examples,
         cache: Cache,
+        devices: Devices = ONE,
         batch_size: int = 256,
     ):
-        self.batch_size = batch_size
+        self.batch_size, self._devices = batch_size, devices
         self._model = build("small_cnn", dataset.num_classes, dataset.input_shape)
         recipe = recipes.TRAINING.get(dataset.name, recipes.TRAINING["fashion_mnist"])
         identity = {
@@ -56,20 +59,20 @@ class Classifier:
         if kept is None:
             kept = self._train(dataset, examples, recipe)
             cache.save(identity, kept)
-        params, model_state = kept.params, kept.model_state
+        params, model_state = devices.place((kept.params, kept.model_state))
         size = params["dense"]["kernel"].shape[0]
         through = {"kernel": jnp.eye(size), "bias": jnp.zeros(size)}
 
         @jax.jit
-        def see(images):
-            x = normalise(images, dataset.mean, dataset.std)
+        def see(params, model_state, images):
+            x = normalise(devices.split(images), dataset.mean, dataset.std)
             apply = functools.partial(self._model.apply, train=False)
             # The last layer as an identity shows what it would have been given.
             features, _ = apply({**params, "dense": through}, model_state, x)
             logits, _ = apply(params, model_state, x)
-            return jnp.argmax(logits, axis=-1), features
+            return devices.everywhere((jnp.argmax(logits, axis=-1), features))
 
-        self._see = see
+        self._see = functools.partial(see, params, model_state)
         classes, _ = self.see(dataset.test_images)
         self.test_accuracy = 100 * float(np.mean(classes == dataset.test_labels))
 
@@ -95,15 +98,17 @@ class Classifier:
             dataset.num_classes,
             forget=(everything[:1],),
             retain=everything,
+            devices=self._devices,
         )
         losses = evaluation.cross_entropy_losses(self._model, dataset)
         steps = -(-len(everything) // recipe.batch_size)
         method = methods.with_data(
             recipes.retrain(recipe, losses, steps), epochs=recipe.epochs
         )
+        model = self._model.init(study.random_key("classifier", 0))
         state = loop.run(
             method,
-            method.init(*self._model.init(study.random_key("classifier", 0))),
+            method.init(*self._devices.place(model)),
             feed,
             batch_size=recipe.batch_size,
             seed=study.run_seed("classifier", 0),
@@ -122,6 +127,7 @@ class Sampler:
       num_classes: number of classes, and the null class.
       guidance: strength of the guidance.
       num_steps: evaluations of the guided network.
+      devices: each draws its part of the images.
       batch_size: images drawn at once.
     """
 
@@ -134,14 +140,18 @@ class Sampler:
         *,
         guidance: float,
         num_steps: int,
+        devices: Devices = ONE,
         batch_size: int = 500,
     ):
         self.batch_size = batch_size
 
+        def split(params, x, t, condition):
+            return predict(params, *devices.split((x, t, condition)))
+
         @jax.jit
         def draw(params, key, condition):
             x = diffusion.ddim_sample(
-                diffusion.guided(predict, guidance, num_classes),
+                diffusion.guided(split, guidance, num_classes),
                 params,
                 schedule,
                 key,
@@ -151,7 +161,7 @@ class Sampler:
                 clip=1.0,
             )
             finite = jnp.isfinite(x).all()
-            return to_images(x), finite
+            return devices.everywhere((to_images(x), finite))
 
         self._draw = draw
 

@@ -213,6 +213,12 @@ class Bench:
         config: cli.StudyConfig,
         given: dict[str, Any] | None = None,
     ):
+        count = task.feed.devices.count
+        if count > 1 and (config.workers or 1) > 1:
+            raise cli.ConfigError(
+                f"--workers {config.workers}: runs that share {count} devices go one "
+                "by one. Leave it out, or give --devices 1."
+            )
         self.task, self.numbers, self.store = task, dict(numbers), store
         self.config, self.given, self._cache = config, given, Cache(config.cache)
         self._originals: dict[int, Any] = {}
@@ -233,7 +239,7 @@ class Bench:
             for name in (*BASELINES, *names)
             if self.store.row(name, seed) is None
         ]
-        size = self.config.batch_models or together.default(self._num_params())
+        size = self.config.batch_models or self._default_batch()
         with Display(sum(self.steps(name) for name, _ in runs), table) as display:
             jobs = [self._job(*batch, display) for batch in _batches(runs, size)]
             workers.work(jobs, self.at_once)
@@ -241,7 +247,15 @@ class Bench:
     @property
     def at_once(self) -> int:
         """Runs at once."""
+        if self.task.feed.devices.count > 1:
+            return 1  # programs of several devices must begin in one order on all
         return self.config.workers or workers.default(self._num_params())
+
+    def _default_batch(self) -> int:
+        """Seeds in a batch; one where the devices hold parts of a model."""
+        if self.task.feed.devices.shard_parameters:
+            return 1
+        return together.default(self._num_params())
 
     def run(self, name: str, seed: int, display: Display) -> None:
         """Trains or unlearns, measures, and keeps the row."""
@@ -339,7 +353,8 @@ class Bench:
         if method.data_use.fresh_start:
 
             def start():
-                return method.init(*self.task.init(study.random_key(name, seed)))
+                model = self.task.init(study.random_key(name, seed))
+                return method.init(*feed.devices.place(model))
 
         else:
             original = self._original(seed)
@@ -349,7 +364,8 @@ class Bench:
 
             def start():
                 batches = self.task.forget_batches(batch_size, seed)
-                return method.init(original["params"], original["model_state"], batches)
+                model = original["params"], original["model_state"]
+                return method.init(*feed.devices.place(model), batches)
 
         traced = self._traced(name)
         return study.Run(name, seed, method, start, feed, batch_size, traced)
@@ -403,17 +419,19 @@ class Bench:
     def _identity(self, run: study.Run) -> dict[str, Any]:
         """All that decides what a training ends with."""
 
-        def step(state, key):
+        def begin():
             index = np.zeros(run.batch_size, int)
             labels = run.feed.examples["label"]
             weights = np.ones(run.batch_size, np.float32)
-            batch = loop.take(run.feed, labels, index, weights)
+            return run.start(), loop.take(run.feed, labels, index, weights)
+
+        def step(state, batch, key):
             return run.method.step(state, batch, key=key)
 
         # The program of a step knows the model, the loss and the optimiser.
         if run.name not in self._programs:
-            state, key = jax.eval_shape(run.start), jax.random.key(0)
-            program = jax.jit(step).lower(state, key).as_text()
+            begun, key = jax.eval_shape(begin), jax.random.key(0)
+            program = jax.jit(step).lower(*begun, key).as_text()
             self._programs[run.name] = hashlib.sha256(program.encode()).hexdigest()
         return {
             "task": self.task.identity,

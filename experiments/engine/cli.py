@@ -26,7 +26,8 @@ from experiments.models.precision import Precision
 
 EXTENDABLE = (
     *("methods", "seeds", "out", "cache", "keep_every", "memory"),
-    *("workers", "batch_models", "command", "adapted"),
+    *("workers", "batch_models", "devices", "shard_parameters"),
+    *("command", "adapted"),
 )
 """Settings that say how much to do or where, not what: a folder may differ in them."""
 
@@ -77,6 +78,12 @@ class StudyConfig:
     batch_models: int | None = None
     """Seeds that go as one batch of models, over all devices; None is 16 for small
     models on an accelerator, and one else."""
+    devices: int | None = None
+    """Devices of this machine to run on, each with its part of every batch; None is
+    all."""
+    shard_parameters: bool = False
+    """Split parameters and the optimiser's state over the devices, for a model that
+    one cannot hold."""
     changes: recipes.Changes = dataclasses.field(default_factory=dict)
     """What takes the place of recipes' numbers, by group: the flags with a dot."""
 
@@ -92,6 +99,11 @@ class StudyConfig:
             if not limit.holds(value):
                 flag = name.replace("_", "-")
                 raise ConfigError(f"--{flag} {value}: give {limit.wanted}.")
+        if self.shard_parameters and (self.batch_models or 1) > 1:
+            raise ConfigError(
+                f"--batch-models {self.batch_models} lays whole models over the "
+                "devices, --shard-parameters the parts of one. Leave one of them out."
+            )
         if not 0 <= self.trainings <= self.seeds:
             raise ConfigError(
                 f"--trainings {self.trainings}: give one for each of the {self.seeds} "

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.engine import programs
+from experiments.engine.devices import ONE, Devices
 from mujax import methods
 
 Examples = Mapping[str, Any]
@@ -42,6 +43,7 @@ class Feed:
       retain: indices of the retain set.
       scan: let an epoch be one scan, if the examples lie on the device; it saves the
         time between steps, but some programs run slower inside a scan on CPU.
+      devices: where batches and states lie.
     """
 
     examples: Examples
@@ -49,6 +51,7 @@ class Feed:
     forget: tuple[np.ndarray, ...]
     retain: np.ndarray
     scan: bool = True
+    devices: Devices = ONE
 
 
 class Plan(NamedTuple):
@@ -100,7 +103,8 @@ def run(
     """
     use = method.data_use
     traced = programs.Traced(_constant(method), {}) if traced is None else traced
-    epoch_fn = _looped(traced.make) if compiles(feed) else _stepwise(traced.make)
+    make_epoch = _looped if compiles(feed) else _stepwise
+    epoch_fn = make_epoch(traced.make, feed.devices)
     epoch_fn = functools.partial(epoch_fn, method.data_use, dict(traced.numbers))
     for epoch in range(start_epoch, num_epochs(use)):
         plan, labels, key = draw_epoch(use, feed, batch_size, seed, epoch)
@@ -178,7 +182,12 @@ def make_plan(
 
 def take(feed: Feed, labels: Any, indices: Any, weights: Any) -> dict[str, Any]:
     """A batch: the examples' arrays, their labels now and in truth, their weights."""
-    batch = {name: array[indices] for name, array in feed.examples.items()}
+    batch = {
+        name: feed.devices.gather(array, indices)
+        if isinstance(array, np.ndarray)
+        else array[indices]
+        for name, array in feed.examples.items()
+    }
     true = batch["label"]
     return batch | {"label": labels[indices], "true_label": true, "weight": weights}
 
@@ -188,7 +197,8 @@ def in_order(feed: Feed, indices: np.ndarray, batch_size: int) -> list[dict[str,
     labels = feed.examples["label"]
     chunks = [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)]
     return [
-        take(feed, labels, chunk, np.ones(len(chunk), np.float32)) for chunk in chunks
+        feed.devices.split(take(feed, labels, chunk, np.ones(len(chunk), np.float32)))
+        for chunk in chunks
     ]
 
 
@@ -212,29 +222,35 @@ def _constant(method: methods.Method) -> Callable[[Any], methods.Method]:
     return lambda numbers: method
 
 
-def epoch_loop(make: Callable[[Any], methods.Method]) -> Callable:
+def epoch_loop(
+    make: Callable[[Any], methods.Method], devices: Devices = ONE
+) -> Callable:
     """An epoch as one loop, whose number of steps is a value."""
 
     def loop(state, numbers, examples, labels, plan, beside, key, count):
         method = make(numbers)
         feed = Feed(examples, 0, (), np.empty(0))
+
+        def read(indices, weights):
+            return devices.split(take(feed, labels, indices, weights))
+
         if beside is not None:
-            beside = take(feed, labels, *beside)
+            beside = read(*beside)
 
         def body(i, carry):
             state, total = carry
-            batch = take(feed, labels, plan.indices[i], plan.weights[i])
+            batch = read(plan.indices[i], plan.weights[i])
             forget_batch = beside
             if plan.companion_indices is not None:
                 drawn = plan.companion_indices[i], plan.companion_weights[i]
-                forget_batch = take(feed, labels, *drawn)
+                forget_batch = read(*drawn)
             state, info = method.step(
                 state,
                 batch,
                 forget_batch=forget_batch,
                 key=jax.random.fold_in(key, i),
             )
-            return state, total + info.loss
+            return devices.place(state), total + info.loss
 
         return jax.lax.fori_loop(0, count, body, (state, jnp.float32(0)))
 
@@ -242,9 +258,9 @@ def epoch_loop(make: Callable[[Any], methods.Method]) -> Callable:
 
 
 @functools.lru_cache(maxsize=128)
-def _looped(make: Callable[[Any], methods.Method]) -> Callable:
+def _looped(make: Callable[[Any], methods.Method], devices: Devices) -> Callable:
     """An epoch as one compiled loop."""
-    run = programs.compiled(epoch_loop(make), donate=0)
+    run = programs.compiled(epoch_loop(make, devices), donate=0)
 
     def epoch(use, numbers, state, feed, labels, plan, key):
         count = len(plan.indices)
@@ -259,12 +275,14 @@ def _looped(make: Callable[[Any], methods.Method]) -> Callable:
 
 
 @functools.lru_cache(maxsize=128)
-def _stepwise(make: Callable[[Any], methods.Method]) -> Callable:
+def _stepwise(make: Callable[[Any], methods.Method], devices: Devices) -> Callable:
     """An epoch as a Python loop over batches."""
 
     def one(state, numbers, batch, beside, key):
         method = make(numbers)
-        return method.step(state, batch, forget_batch=beside, key=key)
+        beside, batch = devices.split((beside, batch))
+        state, info = method.step(state, batch, forget_batch=beside, key=key)
+        return devices.place(state), info
 
     step = programs.compiled(one, donate=0)
 
@@ -273,9 +291,10 @@ def _stepwise(make: Callable[[Any], methods.Method]) -> Callable:
         losses = []
         beside = None
         if use.companion == "whole":
-            beside = jax.device_put(
+            beside = devices.split(
                 take(feed, labels, plan.companion_indices, plan.companion_weights)
             )
+            beside = jax.device_put(beside)
         for i, (indices, weights) in enumerate(
             zip(plan.indices, plan.weights, strict=True)
         ):

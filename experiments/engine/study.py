@@ -179,6 +179,7 @@ class _Begun:
                 self.state, notes = kept
                 self.watch.seconds, self._curves = notes["seconds"], notes["curves"]
                 self.epoch = notes["epoch"]
+            self.state = run.feed.devices.place(self.state)
         self._each = run.steps // loop.num_epochs(run.method.data_use)
         display.advance(self._each * self.epoch)
         self._kept_at = time.monotonic()

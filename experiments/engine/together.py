@@ -67,7 +67,7 @@ def run(
     Returns:
       The last state of each lane, or its error.
     """
-    count = len(lanes)
+    count, devices = len(lanes), lanes[0].feed.devices
     # Every device has as many; those that fill up take no step.
     lanes = [*lanes, *[lanes[0]] * (-count % len(_mesh(count).devices))]
     states = _stacked([lane.state for lane in lanes])
@@ -93,8 +93,10 @@ def run(
             except loop.DivergedError as error:
                 errors[i] = error
             else:
-                lanes[i].on_epoch(now[i] + 1, _lane(states, i), losses[i], seconds)
-    return [errors.get(i) or _lane(states, i) for i in range(count)]
+                model = devices.place(_lane(states, i))
+                lanes[i].on_epoch(now[i] + 1, model, losses[i], seconds)
+    ends = [errors.get(i) or _lane(states, i) for i in range(count)]
+    return [e if i in errors else devices.place(e) for i, e in enumerate(ends)]
 
 
 def _epoch(make, batch_size, lanes, states, numbers, epochs, runs):

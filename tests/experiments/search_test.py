@@ -2,17 +2,25 @@
 
 import functools
 import json
+import os
 import pathlib
+import subprocess
+import sys
 import tempfile
+import threading
 from unittest import mock
 
 import optuna
 import pytest
 from absl.testing import absltest, parameterized
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
 
 from experiments.classification import recipes, search
 from experiments.classification.methods import METHODS
+from experiments.classification.trials import Trials, finished
 from experiments.engine.recipes import changed
+from experiments.errors import UserError
 from tests import command_line
 from tests.experiments.classification_test import tiny_npz
 
@@ -123,6 +131,122 @@ class SearchTest(parameterized.TestCase):
         self.assertIn(message, err)
         self.assertLessEqual(err.count("\n"), 2)
         self.assertFalse(self.recipes.exists())
+
+    @parameterized.named_parameters(
+        ("no_folder", "{}/none/j.log", "No such file"),
+        ("a_folder", "{}", "Is a directory"),
+        ("no_journal", "{}/own.npz", ""),
+        ("no_database", "sqlite:///{}/none/t.db", "unable to open"),
+        ("no_driver", "magic://me:secret@host/x", "magic"),
+    )
+    def test_a_storage_that_cannot_be_used_is_refused_in_a_line(self, where, words):
+        code, _, err = run(*self.flags, "--storage", where.format(self.folder))
+        self.assertEqual((code, err.count("\n")), (2, 1), err)
+        self.assertIn("--storage cannot be used", err)
+        self.assertIn(words, err)
+        self.assertNotIn("secret", err)
+
+    @pytest.mark.slow
+    def test_two_processes_share_the_trials_of_a_journal(self):
+        journal = str(self.folder / "journal.log")
+        flags = [*self.flags, "--trials", "7", "--storage", journal]
+        children = []
+        for i in range(2):
+            given = [*flags, "--out", str(self.folder / f"out{i}")]
+            command = [sys.executable, "-m", "experiments.tune", *given]
+            env = os.environ | {"JAX_PLATFORMS": "cpu"}
+            child = subprocess.Popen(
+                command,
+                env=env,
+                text=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+            )
+            children.append(child)
+        for child in children:
+            _, err = child.communicate()
+            self.assertEqual(child.returncode, 0, err)
+        [summary] = optuna.get_all_study_summaries(_journal(journal))
+        log = optuna.load_study(
+            study_name=summary.study_name, storage=_journal(journal)
+        )
+        done = [t for t in log.trials if t.state == TrialState.COMPLETE]
+        self.assertLen(done, 7)
+        self.assertLen({json.dumps(t.params, sort_keys=True) for t in done}, 7)
+        found = json.loads(self.recipes.read_text())["random_label"]
+        self.assertEqual(found["trials"], 7)
+        # Another search does not mix with this one.
+        code, _, err = run(*flags, "--max-epochs", "2", "--out", str(self.folder / "2"))
+        self.assertEqual((code, err.count("\n")), (2, 1), err)
+        self.assertIn("trials of random_label with other data or flags", err)
+
+
+def _journal(path):
+    return optuna.storages.JournalStorage(JournalFileBackend(str(path)))
+
+
+class TrialsTest(parameterized.TestCase):
+    """Several holders of one journal, each in a folder of its own."""
+
+    def setUp(self):
+        super().setUp()
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = pathlib.Path(folder.name)
+
+    def holder(self, name, settings=0):
+        store = mock.Mock(folder=self.folder / name)
+        return Trials(store, str(self.folder / "j.log"), "task", settings)
+
+    def test_all_begin_together_and_no_trial_is_repeated(self):
+        count, workers = 9, 4
+        barrier, drawn = threading.Barrier(workers), []
+        told = []
+
+        def work(i):
+            tried = self.holder(str(i))
+            log = tried.study("salun")
+            first = True
+
+            def objective(trial):
+                nonlocal first
+                if first:
+                    barrier.wait(30)  # all have begun one before any ends
+                first = False
+                value = trial.suggest_float("x", 0, 1)
+                drawn.append(value)
+                return value
+
+            told.append(tried.run(log, count, objective))
+
+        threads = [threading.Thread(target=work, args=[i]) for i in range(workers)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        self.assertLen(drawn, count)
+        self.assertLen(set(drawn), count)
+        log = self.holder("0").study("salun")
+        self.assertLen(finished(log), count)
+        self.assertIn(True, told)
+
+    def test_what_was_cut_off_is_taken_up_by_its_own_folder_alone(self):
+        def cut(trial):
+            raise KeyboardInterrupt
+
+        tried = self.holder("a")
+        with self.assertRaises(KeyboardInterrupt):
+            tried.run(tried.study("salun"), 2, cut)
+        other = self.holder("b")
+        self.assertFalse(other.run(other.study("salun"), 2, lambda trial: 0.5))
+        again = self.holder("a")
+        self.assertTrue(again.run(again.study("salun"), 2, lambda trial: 0.5))
+        self.assertLen(finished(again.study("salun")), 2)
+
+    def test_other_settings_are_refused(self):
+        self.holder("a").study("salun")
+        with self.assertRaisesRegex(UserError, "trials of salun with other data"):
+            self.holder("b", settings=1).study("salun")
 
 
 if __name__ == "__main__":
