@@ -3,9 +3,11 @@
 import dataclasses
 import glob
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from mujax import roles
 from mujax._trees import PyTree
@@ -120,15 +122,22 @@ def describe(
         view = None if axes is None else matrix_shape(axes, np.shape(leaf))
         ranks, trainable = None, 0
         if basis is not None:
-            low, high = np.min(basis.rank), np.max(basis.rank)
-            ranks = int(low), int(high)
-            trainable = int(np.sum(np.square(basis.rank)))
+            rank = _readable(basis.rank)
+            ranks = int(np.min(rank)), int(np.max(rank))
+            trainable = int(np.sum(np.square(rank, dtype=np.int64)))
         rows.append(
             LeafRow(
                 name, np.shape(leaf), known.name, view, ranks, trainable, np.size(leaf)
             )
         )
     return Description(rows)
+
+
+def _readable(array: Any) -> np.ndarray:
+    """Numbers of an array, which may lie over several processes."""
+    if getattr(array, "is_fully_addressable", True):
+        return np.asarray(array)
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
 def _roles(

@@ -23,7 +23,7 @@ from experiments.classification import recipes
 from experiments.classification.methods import METHODS
 from experiments.classification.optimisation import Optimisation
 from experiments.data import Pixels
-from experiments.engine import cli, kernels
+from experiments.engine import cli, kernels, processes
 from experiments.engine.bench import BASELINES, Bench, inputs
 from experiments.engine.store import Store
 from experiments.files import write_npz
@@ -193,6 +193,8 @@ def _audit(
         Bench(bank, numbers, store, config).run_all(chosen, table)
         if config.share is not None:
             print(f"Kept in {folder}: give the same flags without --share at the end.")
+            return
+        if not processes.leads():
             return
         found = banks.read(store, pool, [m.method for m in accuracies().methods])
         for name, margins in found.items():

@@ -19,7 +19,15 @@ import numpy as np
 import rich.console
 import rich.table
 
-from experiments.engine import cli, loop, programs, study, together, workers
+from experiments.engine import (
+    cli,
+    loop,
+    processes,
+    programs,
+    study,
+    together,
+    workers,
+)
 from experiments.engine.cache import Cache
 from experiments.engine.checkpoints import load_original
 from experiments.engine.progress import Display
@@ -160,6 +168,8 @@ def run_study(
             return tables.rich_table(estimates(), pending=(*BASELINES, *names))
 
         Bench(task, numbers, store, config, given).run_all(names, table)
+        if not processes.leads():
+            return
         report.write(
             config.folder,
             store.results,
@@ -219,6 +229,11 @@ class Bench:
                 f"--workers {config.workers}: runs that share {count} devices go one "
                 "by one. Leave it out, or give --devices 1."
             )
+        if processes.several() and (config.batch_models or 1) > 1:
+            raise cli.ConfigError(
+                f"--batch-models {config.batch_models}: a batch of models lies in one "
+                "process. Leave it out, or start processes with a --share each."
+            )
         self.task, self.numbers, self.store = task, dict(numbers), store
         self.config, self.given, self._cache = config, given, Cache(config.cache)
         self._originals: dict[int, Any] = {}
@@ -252,8 +267,8 @@ class Bench:
         return self.config.workers or workers.default(self._num_params())
 
     def _default_batch(self) -> int:
-        """Seeds in a batch; one where the devices hold parts of a model."""
-        if self.task.feed.devices.shard_parameters:
+        """Seeds in a batch; one where a model lies over devices or processes."""
+        if self.task.feed.devices.shard_parameters or processes.several():
             return 1
         return together.default(self._num_params())
 

@@ -14,7 +14,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from jax.experimental import multihost_utils
 
+from experiments.engine import processes
 from experiments.engine.checkpoints import load_checkpoint, save_checkpoint
 from experiments.engine.store import describe_environment
 from experiments.engine.study import Result
@@ -40,7 +42,12 @@ class Cache:
         """The model of this identity, if it was kept and can be read."""
         if self._folder is None:
             return None
-        path = self._path(identity)
+        found = self._read(self._path(identity))
+        # One that not all can read, all train.
+        all_found = multihost_utils.process_allgather(np.int32(found is not None))
+        return found if np.all(all_found) else None
+
+    def _read(self, path: pathlib.Path) -> Result | None:
         try:
             notes = json.loads((path / "notes.json").read_text())
             tree = load_checkpoint(path / "model")
@@ -57,7 +64,7 @@ class Cache:
         if self._folder is None:
             return
         path = self._path(identity)
-        aside = path.with_name(f".{path.name}.{os.getpid()}")
+        aside = path.with_name(f".{path.name}.{processes.led(os.getpid)}")
         tree = {"params": result.params, "model_state": result.model_state}
         notes = {
             "identity": {**identity, **self._environment},
@@ -66,6 +73,8 @@ class Cache:
         }
         try:
             save_checkpoint(aside / "model", tree)
+            if not processes.leads():
+                return
             write_atomically(aside / "notes.json", to_json(notes).encode())
             shutil.rmtree(path, ignore_errors=True)
             aside.replace(path)
@@ -74,7 +83,9 @@ class Cache:
                 say(f"Trained models are not kept in --cache: {error}")
             self._told = True
         finally:
-            shutil.rmtree(aside, ignore_errors=True)
+            if processes.leads():
+                shutil.rmtree(aside, ignore_errors=True)
+            processes.wait("a model is cached")
 
     def _path(self, identity: Mapping[str, Any]) -> pathlib.Path:
         assert self._folder is not None

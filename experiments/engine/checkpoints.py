@@ -44,8 +44,9 @@ def save_checkpoint(path: pathlib.Path, tree: dict[str, Any]) -> None:
             del leaves[where]
     # Asked first: on a full disk Orbax prints pages from its threads.
     # On the host: an array that names its device is not read back where it is absent.
+    # But what lies over several processes each of them writes its part of.
     tree = jax.tree.map(
-        lambda leaf: leaf if foreign.is_key(leaf) else jax.device_get(leaf),
+        lambda leaf: leaf if is_spread(leaf) else jax.device_get(leaf),
         traverse_util.unflatten_dict(leaves),
     )
     needed = sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
@@ -59,6 +60,11 @@ def save_checkpoint(path: pathlib.Path, tree: dict[str, Any]) -> None:
         raise
     except Exception as error:  # its storage has errors of its own for a full disk
         raise OSError(f"{path} cannot be written: {reason(error)}") from error
+
+
+def is_spread(leaf: Any) -> bool:
+    """Whether a leaf stays on its devices: a random key, or of several processes."""
+    return foreign.is_key(leaf) or not getattr(leaf, "is_fully_addressable", True)
 
 
 def load_checkpoint(path: pathlib.Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import dataclasses
 import logging
 import os
 import pathlib
+import re
 import sys
 import tempfile
 import threading
@@ -20,14 +21,14 @@ from typing import Any, ClassVar, NoReturn, TypeVar
 import jax
 
 from experiments import data
-from experiments.engine import flags, recipes
+from experiments.engine import flags, processes, recipes
 from experiments.errors import UserError, printable, say
 from experiments.models.precision import Precision
 
 EXTENDABLE = (
     *("methods", "seeds", "out", "cache", "keep_every", "memory"),
     *("workers", "batch_models", "devices", "shard_parameters"),
-    *("command", "adapted"),
+    *("coordinator", "processes", "process", "command", "adapted"),
 )
 """Settings that say how much to do or where, not what: a folder may differ in them."""
 
@@ -84,6 +85,13 @@ class StudyConfig:
     shard_parameters: bool = False
     """Split parameters and the optimiser's state over the devices, for a model that
     one cannot hold."""
+    coordinator: str | None = None
+    """HOST:PORT of the first of several processes, each started with this command;
+    clusters (SLURM, TPU, Open MPI) need none of these three."""
+    processes: int | None = None
+    """Number of processes."""
+    process: int | None = None
+    """Number of this process, from 0."""
     changes: recipes.Changes = dataclasses.field(default_factory=dict)
     """What takes the place of recipes' numbers, by group: the flags with a dot."""
 
@@ -99,6 +107,7 @@ class StudyConfig:
             if not limit.holds(value):
                 flag = name.replace("_", "-")
                 raise ConfigError(f"--{flag} {value}: give {limit.wanted}.")
+        self._check_processes()
         if self.shard_parameters and (self.batch_models or 1) > 1:
             raise ConfigError(
                 f"--batch-models {self.batch_models} lays whole models over the "
@@ -125,6 +134,23 @@ class StudyConfig:
             raise ConfigError(
                 "The current folder is gone. Change to one that exists."
             ) from None
+
+    def _check_processes(self) -> None:
+        given = self.coordinator, self.processes, self.process
+        if given == (None, None, None):
+            return
+        words = (
+            "Give --coordinator HOST:PORT and --processes N, the same for all, and "
+            "--process I from 0 to N - 1, or none of the three."
+        )
+        if self.coordinator is None or self.processes is None or self.process is None:
+            raise ConfigError(f"One of three flags is missing. {words}")
+        if not re.fullmatch(r"[\w.\-\[\]:]+:\d{1,5}", self.coordinator):
+            raise ConfigError(f"--coordinator {self.coordinator!r}: {words}")
+        if self.processes < 1 or not 0 <= self.process < self.processes:
+            raise ConfigError(
+                f"--process {self.process} of --processes {self.processes}: {words}"
+            )
 
     @property
     def task(self) -> str:
@@ -182,7 +208,11 @@ def _main(
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         with _interruptions(), _flushed():
-            script(flags.parse(config_class, prog, arguments))
+            config = flags.parse(config_class, prog, arguments)
+            if issubclass(config_class, StudyConfig):
+                processes.start(config.coordinator, config.processes, config.process)
+            with _silent(processes.several() and not processes.leads()):
+                script(config)
     except UserError as error:
         lines = f"{prog}: {error}".splitlines()
         say("\n".join(map(printable, lines)))
@@ -193,7 +223,14 @@ def _main(
     except BrokenPipeError:  # nobody reads on
         return 1
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
-        if not (isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)):
+        full = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+        if not full and processes.several():
+            say(
+                f"{prog}: another process has ended. What was finished is kept: start "
+                "all of them again to go on."
+            )
+            return 1
+        if not full:
             raise
         say(
             f"{prog}: there is not enough memory. Give a smaller --memory, batch size "
@@ -238,6 +275,20 @@ def keep_compiled() -> None:
         jax.config.update("jax_compilation_cache_dir", None)
         if given:
             say(f"Compiled programs are not kept in JAX_COMPILATION_CACHE_DIR: {error}")
+
+
+@contextlib.contextmanager
+def _silent(quiet: bool) -> Iterator[None]:
+    """Lets a process that does not lead print nothing but how it ends."""
+    if not quiet:
+        yield
+        return
+    with (
+        open(os.devnull, "w") as nowhere,  # noqa: PTH123
+        contextlib.redirect_stdout(nowhere),
+        contextlib.redirect_stderr(nowhere),
+    ):
+        yield
 
 
 @contextlib.contextmanager

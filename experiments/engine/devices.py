@@ -11,11 +11,13 @@ import dataclasses
 from typing import Any, Self
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from experiments.errors import UserError
+from experiments.models.foreign import is_key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,16 +34,21 @@ class Devices:
 
     @classmethod
     def choose(cls, count: int | None, shard_parameters: bool) -> Self:
-        """So many devices of this machine, or all.
+        """So many devices of this machine, or all of all processes.
 
         Raises:
           UserError: there are not so many, or a model is to be split over one.
         """
-        here = jax.local_devices()
+        here = jax.devices()
         if count is not None and not 1 <= count <= len(here):
             raise UserError(
                 f"--devices {count}: there {_are(len(here))} here. Give a number up to "
                 "that, or leave it out for all."
+            )
+        if count is not None and jax.process_count() > 1:
+            raise UserError(
+                f"--devices {count}: several processes run on all of their devices. "
+                "Leave it out."
             )
         chosen = here[:count]
         if len(chosen) > 1:
@@ -90,13 +97,16 @@ class Devices:
             return tree
         mesh = self.mesh
 
-        def put(leaf):
-            sharding = NamedSharding(mesh, spec(leaf))
-            if isinstance(leaf, Tracer):
-                return jax.lax.with_sharding_constraint(leaf, sharding)
-            return jax.device_put(leaf, sharding)
+        return jax.tree.map(
+            lambda leaf: _lay(leaf, NamedSharding(mesh, spec(leaf))), tree
+        )
 
-        return jax.tree.map(put, tree)
+    def finite(self, tree: Any) -> bool:
+        """Whether all numbers of a tree are finite."""
+        leaves = jax.tree.leaves(tree)
+        if self.mesh is None:
+            return all(np.isfinite(leaf).all() for leaf in leaves)
+        return bool(_finite(leaves))
 
     def _by_example(self, leaf: Any) -> PartitionSpec:
         shape = np.shape(leaf)
@@ -113,6 +123,28 @@ class Devices:
 
 ONE = Devices()
 """Nothing is placed."""
+
+
+def _lay(leaf: Any, sharding: NamedSharding) -> Any:
+    """A leaf as it is to lie; in a program a constraint."""
+    if isinstance(leaf, Tracer):
+        return jax.lax.with_sharding_constraint(leaf, sharding)
+    if jax.process_count() == 1 or not getattr(leaf, "is_fully_addressable", True):
+        return jax.device_put(leaf, sharding)
+    # The same in every process, which need not ask the others for it.
+    if is_key(leaf):
+        data, kind = (
+            _lay(jax.random.key_data(leaf), sharding),
+            jax.random.key_impl(leaf),
+        )
+        return jax.random.wrap_key_data(data, impl=kind)
+    value = np.asarray(leaf)
+    return jax.make_array_from_callback(value.shape, sharding, value.__getitem__)
+
+
+@jax.jit
+def _finite(leaves: Any) -> jax.Array:
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()
 
 
 def _are(count: int) -> str:

@@ -138,10 +138,13 @@ def write_orbax(
 
     Args:
       folder: appears whole or not at all.
-      tree: arrays on the host, which no device is remembered for.
+      tree: arrays on the host, which no device is remembered for; with several
+        processes, of which each calls this, arrays that lie over their devices.
       notes: plain values to keep beside it; see :func:`read_notes`.
     """
-    notes = {**(notes or {}), "crc32": _checksum(tree)}
+    notes = dict(notes or {})
+    if jax.process_count() == 1:
+        notes["crc32"] = _checksum(tree)
     with _ONE_AT_A_TIME, ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(folder.absolute(), tree, force=True, custom_metadata=notes)
 

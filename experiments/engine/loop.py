@@ -125,9 +125,9 @@ def draw_epoch(
     plan = make_plan(use, forget, feed, batch_size, rng)
     labels = feed.examples["label"]
     if use.relabel is not None:
-        whole = np.concatenate(feed.forget)
-        new = use.relabel(key, jnp.asarray(labels)[whole], feed.num_classes)
-        labels = jnp.asarray(labels).at[whole].set(new)
+        # On the host: what is drawn on one device does not mix with labels on many.
+        labels, whole = np.array(labels), np.concatenate(feed.forget)
+        labels[whole] = use.relabel(key, jnp.asarray(labels[whole]), feed.num_classes)
     return plan, labels, key
 
 
@@ -265,7 +265,10 @@ def _looped(make: Callable[[Any], methods.Method], devices: Devices) -> Callable
     def epoch(use, numbers, state, feed, labels, plan, key):
         count = len(plan.indices)
         plan, beside = padded(use, plan, count)
-        examples, labels = dict(feed.examples), jnp.asarray(labels)
+        labels, plan, beside, key = devices.everywhere(
+            (jnp.asarray(labels), plan, beside, key)
+        )
+        examples = dict(feed.examples)
         state, total = run(
             state, numbers, examples, labels, plan, beside, key, np.int32(count)
         )
@@ -295,6 +298,7 @@ def _stepwise(make: Callable[[Any], methods.Method], devices: Devices) -> Callab
                 take(feed, labels, plan.companion_indices, plan.companion_weights)
             )
             beside = jax.device_put(beside)
+        key = devices.everywhere(key)
         for i, (indices, weights) in enumerate(
             zip(plan.indices, plan.weights, strict=True)
         ):
@@ -304,9 +308,8 @@ def _stepwise(make: Callable[[Any], methods.Method], devices: Devices) -> Callab
                 drawn = plan.companion_indices[i], plan.companion_weights[i]
                 beside = take(feed, labels, *drawn)
             batch = take(feed, labels, indices, weights)
-            state, info = step(
-                state, numbers, batch, beside, jax.random.fold_in(key, i)
-            )
+            batch, now = devices.split((batch, beside))
+            state, info = step(state, numbers, batch, now, jax.random.fold_in(key, i))
             losses.append(info.loss)
         return state, float(jnp.mean(jnp.stack(losses)))
 

@@ -28,6 +28,7 @@ from typing import Any, Self
 import jax
 import numpy as np
 
+from experiments.engine import processes
 from experiments.engine.checkpoints import (
     StoreError,
     load_checkpoint,
@@ -74,6 +75,11 @@ class Store:
         self._extendable = extendable
         self.folder, self._writing = folder, threading.Lock()
         self.config = json.loads(to_json(dict(config)))
+        self.rows: list[dict[str, Any]] = processes.led(self._open)
+
+    def _open(self) -> list[dict[str, Any]]:
+        """Takes the folder; the rows that it has."""
+        folder = self.folder
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = (folder / ".lock").open("w")
@@ -90,11 +96,12 @@ class Store:
             ) from error
         try:
             self._check_config()
-            self.rows = self._read_rows()
-            self._sweep()
+            rows = self._read_rows()
+            self._sweep(rows)
         except BaseException:
             self._lock.close()
             raise
+        return rows
 
     def __enter__(self) -> Self:
         """The store itself."""
@@ -102,7 +109,8 @@ class Store:
 
     def __exit__(self, *_) -> None:
         """Lets the folder go."""
-        self._lock.close()
+        if processes.leads():
+            self._lock.close()
 
     def row(self, method: str, seed: int) -> dict[str, Any] | None:
         """The row of a finished run, or None."""
@@ -120,19 +128,23 @@ class Store:
         """Keeps a finished run: its record, its checkpoint, and last its row."""
         method, seed = row["method"], row["seed"]
         with self._writing:
-            self._begin()
-            write_npz(self._record_path(method, seed), record)
+            if processes.leads():
+                self._begin()
+                write_npz(self._record_path(method, seed), record)
             if checkpoint is not None:
                 save_checkpoint(self.checkpoint_path(method, seed), checkpoint)
-            self.rows.append(json.loads(to_json(row)))
+            # Times differ between processes: all have the row of one.
+            self.rows.append(processes.led(lambda: json.loads(to_json(row))))
             self.rows.sort(key=self._place)
-            self._save(self.folder / "results.json", self.results)
-        shutil.rmtree(self._progress(method, seed), ignore_errors=True)
+            if processes.leads():
+                self._save(self.folder / "results.json", self.results)
+                shutil.rmtree(self._progress(method, seed), ignore_errors=True)
+        processes.wait("a run is kept")
 
     def keep(self, name: str, text: str) -> None:
         """Keeps a text beside the runs, unless it is there."""
         path = self.folder / name
-        if not path.exists():
+        if processes.leads() and not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, text.encode())
 
@@ -156,7 +168,7 @@ class Store:
                     checkpoint = other.checkpoint(method, seed)
             self.finish(row, record, checkpoint)
 
-    def _sweep(self) -> None:
+    def _sweep(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Removes what a killed process has left: only the holder writes here."""
         for pattern in _LEFTOVERS:
             for path in self.folder.glob(pattern):
@@ -165,7 +177,7 @@ class Store:
                 else:
                     path.unlink(missing_ok=True)
         # By what is there, not by the rows: these may have been written by hand.
-        finished = {f"{row['method']}-{row['seed']}" for row in self.rows}
+        finished = {f"{row['method']}-{row['seed']}" for row in rows}
         for path in self.folder.glob("progress/*"):
             if path.name in finished:
                 shutil.rmtree(path, ignore_errors=True)
@@ -214,9 +226,12 @@ class Store:
         """Keeps where a run stands after an epoch, in place of what was kept before."""
         folder = self._progress(method, seed)
         with self._writing:
-            self._begin()
+            if processes.leads():
+                self._begin()
         leaves = {f"{i:05d}": leaf for i, leaf in enumerate(jax.tree.leaves(state))}
         save_checkpoint(folder / f"epoch_{epoch}", leaves)
+        if not processes.leads():
+            return
         # The notes name the epoch: they turn the new checkpoint into the valid one.
         self._save(folder / "notes.json", notes | {"epoch": epoch})
         for old in folder.glob("epoch_*"):

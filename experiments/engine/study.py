@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.engine import loop, programs, together, workers
+from experiments.engine import loop, processes, programs, together, workers
 from experiments.engine.progress import Display
 from experiments.engine.stopwatch import Stopwatch
 from experiments.engine.store import Store
@@ -226,7 +226,7 @@ class _Begun:
             self.result = state
             return
         params, model_state = self.run.method.finish(state)
-        if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params)):
+        if not self.run.feed.devices.finite(params):
             self.result = loop.DivergedError("A parameter is no longer finite.")
             return
         curves = self._curves
@@ -256,7 +256,8 @@ class _Begun:
     def _note(self, done: int, state: methods.State, loss: float) -> None:
         run = self.run
         self._curves.append({"loss": loss, **self._curve(*run.method.finish(state))})
-        if time.monotonic() - self._kept_at >= self._keep_every:
+        due = time.monotonic() - self._kept_at >= self._keep_every
+        if processes.led(lambda: due):
             notes = {"seconds": self.watch.seconds, "curves": self._curves}
             self._store.save_progress(run.name, run.seed, done, state, notes)
             self._kept_at = time.monotonic()
