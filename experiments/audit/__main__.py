@@ -20,7 +20,7 @@ from experiments.audit import bank as banks
 from experiments.audit import pool as pools
 from experiments.classification import __main__ as classification
 from experiments.classification import recipes
-from experiments.classification.methods import METHODS
+from experiments.classification.methods import METHODS, USUAL
 from experiments.classification.optimisation import Optimisation
 from experiments.data import Pixels
 from experiments.engine import cli, kernels, processes
@@ -54,6 +54,7 @@ class Config(cli.StudyConfig):
 
     HEADING: ClassVar[str] = "audit"
     METHODS: ClassVar = METHODS
+    USUAL: ClassVar = USUAL
     TRAINING: ClassVar = Optimisation
 
     seeds: int = dataclasses.field(default=32, metadata={"flag": "models"})

@@ -17,7 +17,7 @@ import numpy as np
 
 from experiments import data
 from experiments.classification import evaluation, recipes
-from experiments.classification.methods import METHODS, cufg
+from experiments.classification.methods import METHODS, USUAL, cufg
 from experiments.classification.optimisation import Optimisation
 from experiments.engine import bench, cli, kernels, loop, study
 from experiments.engine.bench import Measured, Page
@@ -100,6 +100,7 @@ class Config(cli.StudyConfig):
 
     HEADING: ClassVar[str] = "classification"
     METHODS: ClassVar = METHODS
+    USUAL: ClassVar = USUAL
     TRAINING: ClassVar = Optimisation
 
     scenario: Literal["random", "class", "indices"] = "random"

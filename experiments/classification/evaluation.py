@@ -35,7 +35,7 @@ def cross_entropy_losses(model: Model, dataset: Dataset) -> Losses:
     """Weighted cross-entropy in training mode (augmented) and in evaluation mode."""
     mean, std = dataset.mean, dataset.std
 
-    def loss(params, model_state, batch, key, *, train):
+    def outputs(params, model_state, batch, key, *, train):
         images = batch["image"]
         if train and dataset.augment and key is not None:
             crop_key, key = jax.random.split(key)
@@ -43,12 +43,22 @@ def cross_entropy_losses(model: Model, dataset: Dataset) -> Losses:
         logits, new_state = model.apply(
             params, model_state, normalise(images, mean, std), train=train, key=key
         )
-        log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
-        losses = -jnp.take_along_axis(log_probs, batch["label"][:, None], 1)[:, 0]
-        return jnp.mean(batch["weight"] * losses), (new_state, None)
+        logits = logits.astype(jnp.float32)
+        return methods.Outputs(logits, batch["label"], batch["weight"], new_state)
+
+    def loss(params, model_state, batch, key, *, train):
+        ours = outputs(params, model_state, batch, key, train=train)
+        log_probs = jax.nn.log_softmax(ours.logits)
+        losses = -jnp.take_along_axis(log_probs, ours.labels[:, None], 1)[:, 0]
+        return jnp.mean(batch["weight"] * losses), (ours.model_state, None)
 
     return Losses(
-        functools.partial(loss, train=True), functools.partial(loss, train=False)
+        functools.partial(loss, train=True),
+        functools.partial(loss, train=False),
+        functools.partial(outputs, train=True),
+        functools.partial(outputs, train=False),
+        model.init,
+        dataset.num_classes,
     )
 
 

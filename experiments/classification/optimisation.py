@@ -1,9 +1,10 @@
 """What a classifier's methods share: losses, SGD, and what a search tries of it."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
+import jax
 import optax
 
 from experiments.engine.programs import cosine_rate
@@ -19,10 +20,23 @@ from mujax import methods
 
 
 class Losses(NamedTuple):
-    """The model's loss in its two modes, each a ``mujax.methods.LossFn``."""
+    """What methods are given of a model, in training and in evaluation mode.
+
+    Attributes:
+      train: the loss.
+      evaluation: the loss.
+      train_outputs: logits and labels.
+      evaluation_outputs: logits and labels.
+      fresh: new parameters and model state of a key.
+      num_classes: number of classes.
+    """
 
     train: methods.LossFn
     evaluation: methods.LossFn
+    train_outputs: methods.OutputsFn
+    evaluation_outputs: methods.OutputsFn
+    fresh: Callable[[jax.Array], tuple[Any, Any]]
+    num_classes: int
 
 
 class Trial(Protocol):

@@ -380,10 +380,20 @@ class Bench:
             def start():
                 batches = self.task.forget_batches(batch_size, seed)
                 model = original["params"], original["model_state"]
-                return method.init(*feed.devices.place(model), batches)
+                options = {}
+                if method.data_use.retain_at_start:
+                    options["retain_batches"] = self._some_retained(name, seed, feed)
+                return method.init(*feed.devices.place(model), batches, **options)
 
         traced = self._traced(name)
         return study.Run(name, seed, method, start, feed, batch_size, traced)
+
+    def _some_retained(self, name: str, seed: int, feed: loop.Feed) -> list[Any]:
+        """As much of the retain set as there is to forget, drawn for a run."""
+        rng = np.random.default_rng(study.run_seed(name, seed))
+        count = min(sum(map(len, feed.forget)), len(feed.retain))
+        some = np.sort(rng.permutation(feed.retain)[:count])
+        return loop.in_order(feed, some, self._recipe(name).batch_size)
 
     def _results(
         self, name: str, benches: Mapping[int, Self], display: Display

@@ -42,11 +42,13 @@ class StudyConfig:
     """Settings that every study has.
 
     A kind of experiment adds its own below a ``HEADING``, and says whose numbers are
-    flags: ``TRAINING`` is the recipe of the baselines, ``METHODS`` has the others.
+    flags: ``TRAINING`` is the recipe of the baselines, ``METHODS`` has the others, of
+    which ``USUAL`` are run where nobody says which (all where it is empty).
     """
 
     HEADING: ClassVar[str] = "study"
     METHODS: ClassVar[Mapping[str, recipes.MethodFile]] = {}
+    USUAL: ClassVar[Sequence[str]] = ()
     TRAINING: ClassVar[type[Any]] = object
 
     dataset: str = "digits"
@@ -58,8 +60,9 @@ class StudyConfig:
     checkpoint: pathlib.Path | None = None
     """Start from this trained model (an Orbax folder, or a file of msgpack, npz or
     safetensors) instead of training one."""
-    methods: str = "all"
-    """Methods to run, separated by commas, or all."""
+    methods: str = "usual"
+    """Methods to run, separated by commas, or all; or usual, which leaves out those
+    that other papers have proposed."""
     seeds: int = 5
     """Number of seeds, from 0."""
     trainings: int = 0
@@ -328,7 +331,10 @@ def chosen(config: StudyConfig) -> list[str]:
       ConfigError: one is unknown, there is none, or none of them reads a number that
         was given.
     """
-    names = choose(config.methods, config.METHODS)
+    wanted = config.methods
+    if wanted == "usual":
+        wanted = ",".join(config.USUAL or config.METHODS)
+    names = choose(wanted, config.METHODS)
     read = {
         name: recipes.fields(config.METHODS[name].Recipe) for name in config.METHODS
     }

@@ -118,7 +118,10 @@ def _numbers(config_class: type[Any], arguments: Sequence[str]) -> Flags:
     every = [recipes.fields(method.Recipe) for method in methods.values()]
     shared = {k: v for own in reversed(every) for k, v in own.items()}
     if "recipe" not in named:
-        shared = {k: v for k, v in shared.items() if all(k in own for own in every)}
+        half = len(every) / 2
+        shared = {
+            k: v for k, v in shared.items() if sum(k in own for own in every) > half
+        }
     groups = {"train": recipes.fields(config_class.TRAINING), "recipe": shared}
     for name in methods:
         if name in named:

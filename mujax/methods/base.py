@@ -86,6 +86,8 @@ class DataUse:
       stages: number of curriculum stages; in each, the forget set is that stage's
         part, from :func:`mujax.curriculum.stage_indices`.
       fresh_start: train from new parameters instead of the original's.
+      retain_at_start: ``init`` is also given ``retain_batches``, as many as forget
+        batches.
     """
 
     passes: tuple[tuple[str, ...], ...]
@@ -95,6 +97,7 @@ class DataUse:
     microbatch_size: int | None = None
     stages: int = 1
     fresh_start: bool = False
+    retain_at_start: bool = False
 
 
 class State(NamedTuple):

@@ -9,15 +9,23 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from experiments.classification.methods import (
+    bad_teacher,
+    ct,
     cufg,
+    delete,
     finetune,
+    fisher,
     gradient_ascent,
+    l1_sparse,
+    msg,
     neggrad_plus,
     random_label,
     salun,
     salun_soft,
+    scrub,
     semu,
     semu_retain,
+    ssd,
     ufg,
 )
 from experiments.classification.optimisation import Losses, Trial
@@ -48,5 +56,16 @@ METHODS: Mapping[str, Method] = {
     "semu_retain": semu_retain,
     "ufg": ufg,
     "cufg": cufg,
+    "l1_sparse": l1_sparse,
+    "scrub": scrub,
+    "bad_teacher": bad_teacher,
+    "delete": delete,
+    "ssd": ssd,
+    "fisher": fisher,
+    "msg": msg,
+    "ct": ct,
 }
 """Every method by its name on the command line, in the order of the table."""
+
+USUAL = tuple(METHODS)[:10]
+"""Those of a job that is not told which: the three papers' and simple baselines."""
