@@ -5,6 +5,7 @@ import re
 import sys
 import textwrap
 import types
+from typing import Any
 from unittest import mock
 
 import jax
@@ -61,7 +62,8 @@ class ContributingTest(absltest.TestCase):
         self.assertEqual(cli.chosen(config), ["agreement"])
         recipe = classification.resolve_recipes(config)["agreement"]
         self.assertTrue(recipe.sharp)
-        made = entry.build(recipe, Losses(loss, loss), 2)
+        unread: Any = [None] * 4
+        made = entry.build(recipe, Losses(loss, loss, *unread), 2)
         forget = {"x": jnp.array([[1.0, 0.0, -1.0]]), "weight": jnp.ones(1)}
         retain = {"x": jnp.array([[-1.0, 1.0, -1.0]]), "weight": jnp.ones(1)}
         state = made.init(jnp.zeros(3), (), [forget])

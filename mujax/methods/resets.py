@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 from mujax import gradients, roles
-from mujax._trees import PyTree, check_fraction, select
+from mujax._trees import PyTree, check_fraction, check_mask, match, select
 from mujax.methods import base
 from mujax.roles import MatrixAxes
 
@@ -130,6 +130,9 @@ def msg(
         params, model_state=(), forget_batches=None, *, mask=None, retain_batches=None
     ):
         check_fraction(fraction)
+        if mask is not None:
+            check_mask(mask)
+            mask = match(mask, params, "mask", "params")
         forget = base.need_forget_batches(forget_batches, "MSG's gradients")
         if retain_batches is None:
             raise ValueError(

@@ -116,8 +116,8 @@ class LoopTest(parameterized.TestCase):
         recipe = dataclasses.replace(programs_test.recipe_of(name), batch_size=8)
         method, given = programs_test.traced(name, recipe)
         feed = self.feed(devices, on_host)
-        batches = loop.in_order(feed, np.arange(11), 8)
-        state = devices.place(method.init(devices.place(PARAMS), (), batches))
+        placed = devices.place(PARAMS)
+        state = devices.place(programs_test.begun(method, placed, feed, 11, 8))
         state = loop.run(method, state, feed, batch_size=8, seed=(0,), traced=given)
         return state, method.finish(state)[0]
 

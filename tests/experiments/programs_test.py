@@ -26,8 +26,19 @@ def linear_loss(params, model_state, batch, key):
     return jnp.mean(batch["weight"] * losses), (model_state, None)
 
 
-LOSSES = Losses(linear_loss, linear_loss)
+def linear_outputs(params, model_state, batch, key):
+    del key
+    weights = jnp.broadcast_to(params["w"], (batch["image"].shape[1], 3))
+    logits = batch["image"] @ weights
+    return methods.Outputs(logits, batch["label"], batch["weight"], model_state)
+
+
 PARAMS = {"w": jnp.full((4, 3), 0.1)}
+LOSSES = Losses(
+    *(linear_loss, linear_loss, linear_outputs, linear_outputs),
+    lambda key: ({"w": jnp.array([[-0.2, 0.1, 0.3]])}, ()),
+    3,
+)
 
 
 def feed(retain=20):
@@ -41,8 +52,13 @@ def feed(retain=20):
 
 def recipe_of(name, **changes):
     """A short recipe of one stage."""
-    changes |= {"stages": 1} if name == "cufg" else {}
-    return dataclasses.replace(METHODS[name].Recipe(), epochs=1, **changes)
+    recipe, changes = METHODS[name].Recipe(), {**changes, "epochs": 1, "stages": 1}
+    # What changes at the end alone must depend on the examples.
+    changes |= {"ssd": {"threshold": 0.5}, "fisher": {"cap": 1.0}}.get(name, {})
+    known = {field.name for field in dataclasses.fields(recipe)}
+    return dataclasses.replace(
+        recipe, **{k: v for k, v in changes.items() if k in known}
+    )
 
 
 def traced(name, recipe, steps=4):
@@ -59,9 +75,20 @@ def traced(name, recipe, steps=4):
     return method, programs.Traced(make, numbers | {"steps": float(steps)})
 
 
+def begun(method, params, feed, count=6, size=6):
+    """The state to begin with, on the first examples to forget."""
+    options = {}
+    if method.data_use.retain_at_start:
+        retain = loop.in_order(feed, feed.retain[:count], size)
+        options["retain_batches"] = retain
+    return method.init(
+        params, (), loop.in_order(feed, np.arange(count), size), **options
+    )
+
+
 def run(method, given, **options):
     """The weights after the method's epochs."""
-    state = method.init(PARAMS, (), loop.in_order(feed(), np.arange(6), 6))
+    state = begun(method, PARAMS, feed())
     state = loop.run(
         method, state, feed(**options), batch_size=5, seed=(0,), traced=given
     )
