@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import re
+import runpy
 import shlex
 import shutil
 import sys
@@ -46,6 +47,13 @@ class ReadmeTest(parameterized.TestCase):
         self.assertLen(shown, 4)
         for block in shown:
             self.assertTrue(any(dense(block) in source for source in sources), block)
+
+    def test_audits_own_logits(self):
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said):
+            runpy.run_module("tests.examples.own_logits")
+        # Logits two apart: margins differ by 2, with a deviation of about 1.4.
+        self.assertBetween(float(said.getvalue()), 0.75, 0.9)
 
     def test_is_short_and_names_the_commands(self):
         self.assertLessEqual(len(README.splitlines()), 150)
