@@ -22,7 +22,7 @@ from experiments.classification.optimisation import Optimisation
 from experiments.engine import bench, cli, kernels, loop, study
 from experiments.engine.bench import Measured, Page
 from experiments.engine.devices import Devices
-from experiments.engine.recipes import resolve
+from experiments.engine.recipes import COUNT_OR_NONE, resolve
 from experiments.engine.store import Store
 from experiments.models import build
 from experiments.models.precision import computing_in
@@ -119,6 +119,9 @@ class Config(cli.StudyConfig):
     has been made to forget before. Nothing is trained on them, Retrain included."""
     attack: evaluation.Attack = "confidence"
     """What the membership attack behind MIA looks at."""
+    train_size: int | None = None
+    """Learn from so many training images only, drawn at random once: fewer are
+    remembered better, so that there is more to forget. None takes all."""
     model: str = "small_cnn"
     """Model: small_cnn, resnet18, resnet20, resnet20_strided, vgg16_bn, vit_tiny, or
     module:factory."""
@@ -131,6 +134,15 @@ class Config(cli.StudyConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        if not COUNT_OR_NONE.holds(self.train_size):
+            raise cli.ConfigError(
+                f"--train-size {self.train_size}: give {COUNT_OR_NONE.wanted}."
+            )
+        if self.train_size is not None and self.scenario == "indices":
+            raise cli.ConfigError(
+                "--train-size: indices would mean other images. Leave it out with "
+                "--scenario indices."
+            )
         if self.forgotten_indices is not None and self.checkpoint is None:
             raise cli.ConfigError(
                 "--forgotten-indices says what a given model has been made to forget: "
@@ -160,7 +172,8 @@ class Config(cli.StudyConfig):
     @property
     def _kind(self) -> str:
         model = self.model if self.width is None else f"{self.model}_{self.width}"
-        return f"{self.dataset}-{model}-{self.scenario}"
+        size = "" if self.train_size is None else f"_{self.train_size}"
+        return f"{self.dataset}{size}-{model}-{self.scenario}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -180,8 +193,11 @@ def unlearn(config: Config) -> None:
 
 
 def load_data(config: Config) -> data.Dataset:
-    """The data set, as the model wants its pixels."""
-    return dataclasses.replace(cli.load_data(config), pixels=config.pixels)
+    """The data set, as the model wants its pixels, or a part of it."""
+    dataset = dataclasses.replace(cli.load_data(config), pixels=config.pixels)
+    if config.train_size is None:
+        return dataset
+    return data.subset(dataset, config.train_size)
 
 
 def make_split(
@@ -451,8 +467,11 @@ def describe(config: Config) -> str:
     }[config.scenario]
     if config.forgotten_indices is not None:
         what += f", and had forgotten those listed in {config.forgotten_indices} before"
+    trained = config.dataset
+    if config.train_size is not None:
+        trained = f"{config.train_size} images of {config.dataset}"
     return (
-        f"A {config.model} trained on {config.dataset} had to forget {what}. Every "
+        f"A {config.model} trained on {trained} had to forget {what}. Every "
         "method starts from the same original model and is compared with Retrain, "
         "which never saw what was to be forgotten."
     )

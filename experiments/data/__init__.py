@@ -20,6 +20,7 @@ from experiments.data.splits import (
     random_split,
     read_indices,
     shuffled,
+    subset,
     validation_split,
 )
 
@@ -38,5 +39,6 @@ __all__ = (
     "random_split",
     "read_indices",
     "shuffled",
+    "subset",
     "validation_split",
 )

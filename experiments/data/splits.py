@@ -242,6 +242,43 @@ def validation_split(dataset: Dataset, fraction: float, seed: int) -> Dataset:
     )
 
 
+def subset(dataset: Dataset, count: int) -> Dataset:
+    """The data set with so many of its training images, drawn once and for all.
+
+    Args:
+      dataset: the data set.
+      count: how many, the same ones on every machine.
+
+    Returns:
+      The data set; its training images are numbered anew, in their old order.
+
+    Raises:
+      DataError: there are fewer, or none of a class would be left.
+
+    >>> from experiments.data import load
+    >>> print(len(subset(load("digits"), 500).train_images))
+    500
+    """
+    total = len(dataset.train_labels)
+    if not 1 <= count <= total:
+        raise DataError(
+            f"{count} training images were asked for, and {dataset.name} has {total}: "
+            "give a number up to that."
+        )
+    some = np.sort(shuffled(total, 0)[:count])
+    labels = dataset.train_labels[some]
+    lost = np.setdiff1d(dataset.train_labels, labels)
+    if len(lost):
+        names = _listed([dataset.classes[i] for i in lost])
+        raise DataError(
+            f"Of {count} training images of {dataset.name} none is of {names}: give a "
+            "larger number."
+        )
+    return dataclasses.replace(
+        dataset, train_images=dataset.train_images[some], train_labels=labels
+    )
+
+
 def _split(dataset: Dataset, forget: np.ndarray, forgotten: np.ndarray) -> Split:
     """The split that forgets these sorted indices, and tests on the classes left."""
     total, labels = len(dataset.train_labels), dataset.train_labels

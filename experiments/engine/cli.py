@@ -92,7 +92,7 @@ class StudyConfig:
     """HOST:PORT of the first of several processes, each started with this command;
     clusters (SLURM, TPU, Open MPI) need none of these three."""
     processes: int | None = None
-    """Number of processes."""
+    """Number of processes; 1 alone keeps out of a cluster's."""
     process: int | None = None
     """Number of this process, from 0."""
     changes: recipes.Changes = dataclasses.field(default_factory=dict)
@@ -140,7 +140,7 @@ class StudyConfig:
 
     def _check_processes(self) -> None:
         given = self.coordinator, self.processes, self.process
-        if given == (None, None, None):
+        if given in ((None, None, None), (None, 1, None)):
             return
         words = (
             "Give --coordinator HOST:PORT and --processes N, the same for all, and "

@@ -7,7 +7,7 @@ finds there it tells the others. Checkpoints are written by all: each has a part
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -17,11 +17,10 @@ from jax.experimental import multihost_utils
 from experiments.errors import UserError
 from experiments.files import to_json
 
-CLUSTERS = {
-    "SLURM_NTASKS": lambda value: value != "1",
+CLUSTERS: Mapping[str, Callable[[str], bool]] = {
+    "SLURM_STEP_NUM_TASKS": lambda value: value != "1",  # of srun, not of a whole job
     "OMPI_COMM_WORLD_SIZE": lambda value: value != "1",
     "TPU_WORKER_HOSTNAMES": lambda value: "," in value,
-    "JOB_COMPLETION_INDEX": lambda value: True,
 }
 """Variables that tell of several processes, which JAX then finds by itself."""
 
@@ -36,14 +35,14 @@ def start(coordinator: str | None, count: int | None, process: int | None) -> No
     Args:
       coordinator: HOST:PORT of the first process; None where a cluster tells, or where
         there are no others.
-      count: number of processes.
+      count: number of processes; 1 without a coordinator is this one alone.
       process: number of this one, from 0.
 
     Raises:
       ProcessError: they did not come together.
     """
     told = any(k in os.environ and CLUSTERS[k](os.environ[k]) for k in CLUSTERS)
-    if coordinator is None and not told:
+    if coordinator is None and (count == 1 or not told):
         return
     if jax.distributed.is_initialized():
         return

@@ -786,5 +786,27 @@ class ValidationSplitTest(DataTestCase):
         self.fails("No training image of", data.validation_split, toy(), 0.96, 0)
 
 
+class SubsetTest(DataTestCase):
+    def test_keeps_some_training_images_with_their_labels_and_all_test_images(self):
+        dataset = toy()
+        some = data.subset(dataset, 12)
+        self.assertLen(some.train_labels, 12)
+        pixels = some.train_images.ravel()
+        self.assertLen(set(pixels.tolist()), 12)
+        self.assertTrue((np.diff(pixels.astype(int)) > 0).all())  # in their old order
+        np.testing.assert_array_equal(some.train_labels, pixels % 3)
+        np.testing.assert_array_equal(some.test_images, dataset.test_images)
+        self.assertNotEqual(some.fingerprint, dataset.fingerprint)
+
+    def test_a_smaller_one_is_a_part_of_a_larger(self):
+        small, large = (data.subset(toy(), n).train_images.ravel() for n in (9, 20))
+        self.assertContainsSubset(small.tolist(), large.tolist())
+
+    def test_refuses_more_than_there_are_and_lost_classes(self):
+        total = len(toy().train_labels)
+        self.fails(f"{total + 1} training images", data.subset, toy(), total + 1)
+        self.fails("none is of", data.subset, toy(), 1)
+
+
 if __name__ == "__main__":
     absltest.main()

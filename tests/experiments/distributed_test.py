@@ -11,13 +11,17 @@ import subprocess
 import sys
 import tempfile
 import time
+from unittest import mock
 
+import jax
 import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
 from experiments.classification import __main__ as classification
+from experiments.engine import processes
 from experiments.engine.checkpoints import load_checkpoint
+from experiments.errors import UserError
 from tests import command_line
 from tests.experiments.classification_test import tiny_npz
 
@@ -176,6 +180,34 @@ class FlagsTest(parameterized.TestCase):
         code, out, err = command_line.run(classification.main, *flags.split())
         self.assertEqual((code, out, err.count("\n")), (2, "", 1))
         self.assertIn(words, err)
+
+    @parameterized.parameters(
+        ({}, False),
+        ({"SLURM_STEP_NUM_TASKS": "1"}, False),
+        ({"SLURM_NTASKS": "4"}, False),  # a job whose step is not of srun
+        ({"SLURM_STEP_NUM_TASKS": "4"}, True),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, True),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
+        ({"TPU_WORKER_HOSTNAMES": "a,b"}, True),
+    )
+    def test_clusters_are_joined_where_a_step_has_several_processes(self, told, joins):
+        with (
+            mock.patch.dict(os.environ, told),
+            mock.patch.object(jax.distributed, "initialize") as initialize,
+            mock.patch.object(jax.config, "update"),
+        ):
+            processes.start(None, 1, None)
+            self.assertEqual(initialize.call_count, 0)
+            processes.start(None, None, None)
+            self.assertEqual(initialize.call_count, int(joins))
+
+    def test_processes_that_do_not_come_together_are_a_line(self):
+        with (
+            mock.patch.object(jax.distributed, "initialize", side_effect=RuntimeError),
+            mock.patch.object(jax.config, "update"),
+            self.assertRaisesRegex(UserError, "did not come together by --coordinator"),
+        ):
+            processes.start("host:1", 2, 0)
 
 
 if __name__ == "__main__":

@@ -71,6 +71,27 @@ class RequestTestCase(parameterized.TestCase):
         return code, err, [(name, seed) for name, seeds in calls for seed in seeds]
 
 
+class TrainSizeTest(RequestTestCase):
+    @parameterized.parameters(
+        ("--train-size 0", "--train-size 0: give a number"),
+        ("--train-size 97", "97 training images were asked for"),
+        ("--train-size 1", "none is of"),
+        ("--train-size 40 --scenario indices --forget-indices a.txt", "indices"),
+    )
+    def test_what_cannot_be_is_a_line(self, flags, words):
+        code, out, err = run(*self.flags(*flags.split()))
+        self.assertEqual((code, out, err.count("\n")), (2, "", 1))
+        self.assertIn(words, err)
+
+    def test_fewer_images_are_learned_from(self):
+        code, _, err = run(*self.flags("--train-size", "40"))
+        self.assertEqual(code, 0, err)
+        report = pathlib.Path("out/report.html").read_text()
+        self.assertIn("trained on 40 images of npz:own.npz", report)
+        forgotten = pathlib.Path("out/forgotten/seed_0.txt").read_text()
+        self.assertLen(forgotten.splitlines(), 1 + 4)
+
+
 class BeforeTrainingTest(RequestTestCase):
     def test_a_rare_class_is_refused_for_all_seeds_at_once(self):
         self.labels = own_data(self.folder / "own.npz", [60, 60, 38, 2])
