@@ -24,8 +24,9 @@ from experiments.classification.methods import METHODS, USUAL
 from experiments.classification.optimisation import Optimisation
 from experiments.data import Pixels
 from experiments.engine import cli, kernels, processes
-from experiments.engine.bench import BASELINES, Bench, inputs
+from experiments.engine.bench import Bench
 from experiments.engine.store import Store
+from experiments.engine.task import BASELINES, inputs
 from experiments.files import write_npz
 from experiments.reporting import report, summary, tables
 

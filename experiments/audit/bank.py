@@ -13,9 +13,9 @@ import numpy as np
 
 from experiments.audit.pool import Pool
 from experiments.classification import __main__ as classification
-from experiments.engine.bench import Measured
 from experiments.engine.loop import DivergedError
 from experiments.engine.store import Store
+from experiments.engine.task import Measured
 from experiments.reporting.summary import Column
 from mujax import auditing
 
@@ -62,7 +62,7 @@ class Margins(NamedTuple):
 
 
 class Bank(classification.Classification):
-    """Unlearning the halves of a pool: a :class:`bench.Task` whose seeds are models.
+    """Unlearning the halves of a pool: a ``task.Task`` whose seeds are models.
 
     Args:
       config: names the network, and says how much memory the images may take.

@@ -20,10 +20,10 @@ from experiments.classification import evaluation, recipes
 from experiments.classification.methods import METHODS, USUAL, cufg
 from experiments.classification.optimisation import Optimisation
 from experiments.engine import bench, cli, kernels, loop, study
-from experiments.engine.bench import Measured, Page
 from experiments.engine.devices import Devices
 from experiments.engine.recipes import COUNT_OR_NONE, resolve
 from experiments.engine.store import Store
+from experiments.engine.task import Measured, Page
 from experiments.models import build
 from experiments.models.precision import computing_in
 from experiments.reporting import figures, report, summary
@@ -285,7 +285,7 @@ def resolve_recipes(config: Config) -> dict[str, Any]:
 
 
 class Classification:
-    """Unlearning from a classifier: a :class:`bench.Task`.
+    """Unlearning from a classifier: a ``task.Task``.
 
     Args:
       config: names the model, and says how much memory the images may take.

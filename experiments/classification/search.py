@@ -27,10 +27,11 @@ from experiments.classification import evaluation, recipes
 from experiments.classification.methods import METHODS
 from experiments.classification.trials import Trials, finished
 from experiments.engine import cli, kernels, loop, study
-from experiments.engine.bench import BASELINES, Bench, inputs
+from experiments.engine.bench import Bench
 from experiments.engine.progress import Display
 from experiments.engine.recipes import changed, resolve
 from experiments.engine.store import Store
+from experiments.engine.task import BASELINES, inputs
 from experiments.engine.workers import Job, check, work
 from experiments.errors import say
 from experiments.files import to_json, write_atomically

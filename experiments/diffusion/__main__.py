@@ -22,11 +22,11 @@ from experiments.diffusion.methods import METHODS
 from experiments.diffusion.optimisation import Optimisation
 from experiments.diffusion.unet import unet_for
 from experiments.engine import bench, cli, loop, study
-from experiments.engine.bench import Measured, Page
 from experiments.engine.cache import Cache
 from experiments.engine.devices import Devices
 from experiments.engine.recipes import fields, resolve
 from experiments.engine.store import Store
+from experiments.engine.task import Measured, Page
 from experiments.models import from_nnx
 from experiments.models.precision import computing_in
 from experiments.reporting import figures, report, summary
@@ -180,7 +180,7 @@ def resolve_recipes(config: Config) -> dict[str, Any]:
 
 
 class Generation:
-    """Forgetting a class in a diffusion model: a :class:`bench.Task`.
+    """Forgetting a class in a diffusion model: a ``task.Task``.
 
     Args:
       config: the U-Net's width and how to draw.

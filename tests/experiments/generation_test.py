@@ -19,10 +19,11 @@ from experiments import data
 from experiments.diffusion import __main__ as diffusion
 from experiments.diffusion import generation, recipes
 from experiments.diffusion.methods import METHODS
-from experiments.engine import bench, loop, study
+from experiments.engine import loop, study
 from experiments.engine.cache import Cache
 from experiments.engine.checkpoints import load_checkpoint
 from experiments.engine.loop import DivergedError
+from experiments.engine.task import BASELINES
 from mujax.diffusion import linear_schedule
 from tests import command_line
 
@@ -275,7 +276,7 @@ class TaskTest(parameterized.TestCase):
                 self.assertEqual((recipe.energy, recipe.rank), other)
 
     def test_every_row_has_a_note(self):
-        self.assertEqual({*METHODS, *bench.BASELINES}, recipes.NOTES.keys())
+        self.assertEqual({*METHODS, *BASELINES}, recipes.NOTES.keys())
 
     @parameterized.parameters("salun", "semu", "semu_anchored", "esd", "ufg")
     def test_steps_are_those_of_one_device_and_lower_elsewhere(self, name):
