@@ -302,7 +302,9 @@ METHODS = {
     "fisher": lambda loss, _: methods.fisher(loss, num_classes=10),
     "scrub": lambda _, optimizer: methods.scrub(outputs_fn, optimizer, max_steps=3),
     "bad_teacher": lambda _, optimizer: methods.bad_teacher(
-        outputs_fn, optimizer, incompetent=(problem()[0], ())
+        outputs_fn,
+        optimizer,
+        incompetent=(jax.tree.map(jnp.negative, problem()[0]), ()),
     ),
     "delete": lambda _, optimizer: methods.delete(outputs_fn, optimizer),
     "ct": methods.ct,
