@@ -1,6 +1,7 @@
 """Figures of an audit: ROC curves, margins against Retrain's, KLOM, two audits."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -62,7 +63,7 @@ def roc(banks: Banks, labels: Mapping[str, str]) -> Figure:
         order = np.argsort(-scores, axis=None, kind="stable")
         hits = member.ravel()[order]
         true, false = np.cumsum(hits) / hits.sum(), np.cumsum(~hits) / (~hits).sum()
-        axes.plot(false, true, color=style[method].colour, label=label, lw=1.6)
+        axes.plot(false, true, label=label, **_line(style[method]))
     least = 1 / np.sum(~next(iter(banks.values())).member)
     axes.plot([least, 1], [least, 1], color=drawing.MUTED, ls="--", lw=1)
     axes.set_xscale("log")
@@ -84,9 +85,10 @@ def margins(banks: Banks, labels: Mapping[str, str]) -> Figure:
 
     def draw(axes: Axes, method: str) -> None:
         ours = audits.forgotten(banks[method]).mean(0)
-        ends = [min(oracle.min(), ours.min()), max(oracle.max(), ours.max())]
+        ends = [oracle.min(), oracle.max()]
         axes.plot(ends, ends, color=drawing.MUTED, lw=1)
         axes.plot(oracle, ours, ".", ms=3, alpha=0.5, color=style[method].colour)
+        axes.set_xlim(*ends)
 
     shown = [method for method in labels if method != audits.REFERENCE]
     return drawing.panels(
@@ -97,7 +99,7 @@ def margins(banks: Banks, labels: Mapping[str, str]) -> Figure:
 @drawing.styled
 def divergences(banks: Banks, labels: Mapping[str, str]) -> Figure:
     """Distribution of KLOM over forgotten examples, one line a method."""
-    figure = drawing.blank(4.8)
+    figure = drawing.blank(5.2)
     axes, style = figure.add_subplot(), drawing.looks(list(labels))
     oracle = banks[audits.REFERENCE].pool
     for method, label in labels.items():
@@ -108,7 +110,7 @@ def divergences(banks: Banks, labels: Mapping[str, str]) -> Figure:
         )
         share = 1 - np.arange(len(values)) / len(values)
         values = np.maximum(values, 1e-3)
-        axes.plot(values, 100 * share, color=style[method].colour, label=label, lw=1.6)
+        axes.plot(values, 100 * share, label=label, **_line(style[method]))
     axes.set_xscale("log")
     axes.set_xlabel("KLOM, nats")
     axes.set_ylabel("Examples above, %")
@@ -120,7 +122,7 @@ def divergences(banks: Banks, labels: Mapping[str, str]) -> Figure:
 @drawing.styled
 def two_audits(summary: Summary) -> Figure:
     """U-LiRA against the gap, one point a method."""
-    figure = drawing.blank(4.8)
+    figure = drawing.blank(6.0)
     axes, style = figure.add_subplot(), drawing.looks(list(summary.method_labels))
     for entry in summary.methods:
         gap, area = entry.values["gap"], entry.values["ratio"]
@@ -144,3 +146,9 @@ def two_audits(summary: Summary) -> Figure:
     axes.grid()
     figure.legend(loc="outside right upper")
     return figure
+
+
+def _line(look: drawing.Look) -> dict[str, Any]:
+    """How a method's line looks: colours come again, in other strokes."""
+    strokes = dict(zip(drawing.MARKERS, ("-", "--", ":", "-."), strict=True))
+    return {"color": look.colour, "ls": strokes.get(look.marker, "-"), "lw": 1.6}

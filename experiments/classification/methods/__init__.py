@@ -20,11 +20,13 @@ from experiments.classification.methods import (
     msg,
     neggrad_plus,
     random_label,
+    random_mask,
     salun,
     salun_soft,
     scrub,
     semu,
     semu_retain,
+    smallest_mask,
     ssd,
     ufg,
 )
@@ -64,6 +66,8 @@ METHODS: Mapping[str, Method] = {
     "fisher": fisher,
     "msg": msg,
     "ct": ct,
+    "random_mask": random_mask,
+    "smallest_mask": smallest_mask,
 }
 """Every method by its name on the command line, in the order of the table."""
 
