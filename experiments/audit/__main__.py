@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
+import numpy as np
 import rich.console
 
 from experiments.audit import audits, pictures
@@ -22,11 +23,11 @@ from experiments.classification import __main__ as classification
 from experiments.classification import recipes
 from experiments.classification.methods import METHODS, USUAL
 from experiments.classification.optimisation import Optimisation
-from experiments.data import Pixels
+from experiments.data import Dataset, Pixels
 from experiments.engine import cli, kernels, processes
 from experiments.engine.bench import Bench
 from experiments.engine.store import Store
-from experiments.engine.task import BASELINES, inputs
+from experiments.engine.task import BASELINES, REFERENCE, inputs
 from experiments.files import write_npz
 from experiments.reporting import report, summary, tables
 
@@ -40,6 +41,10 @@ PANELS = {
     "mislabelled": "a random share of the training images, with wrong labels",
     "random": "a random share of the training images",
     "class": "the training images of the class {}",
+    "memorised": "those training images that models which never saw them are least "
+    "certain of",
+    "typical": "those training images that models which never saw them are most "
+    "certain of",
 }
 
 
@@ -66,7 +71,8 @@ class Config(cli.StudyConfig):
         default=None, metadata={"flag": None}
     )
     panels: str = "mislabelled,random"
-    """What the pools are, separated by commas: mislabelled, random or class."""
+    """What the pools are, separated by commas: mislabelled, random, class, memorised
+    (what is hardest to tell unseen) or typical (what is easiest)."""
     forget_fraction: float = 0.1
     """Share of the training images that each model forgets; the pool has twice that."""
     pool_seed: int = 0
@@ -152,11 +158,33 @@ def audit(config: Config) -> None:
     chosen, dataset = cli.chosen(config), cli.load_data(config)
     dataset = dataclasses.replace(dataset, pixels=config.pixels)
     options = config.forget_fraction, config.forget_class, config.pool_seed
+    ranked = {"memorised", "typical"}.intersection(config.panel_names)
+    certainty = _certainty(config, dataset) if ranked else None
     drawn: dict[pools.Panel, pools.Pool] = {
-        panel: pools.draw(dataset, panel, *options) for panel in config.panel_names
+        panel: pools.draw(dataset, panel, *options, certainty)
+        for panel in config.panel_names
     }
     for panel, pool in drawn.items():
         _audit(config, panel, pool, chosen)
+
+
+def _certainty(config: Config, dataset: Dataset) -> np.ndarray:
+    """Mean margin of each training image under models that never saw it."""
+    study, folds = config.study("random"), pools.Folds.of(dataset, config.pool_seed)
+    numbers, bank = classification.resolve_recipes(study), banks.Bank(study, folds)
+    models = range(pools.FOLDS * pools.ROUNDS)
+    settings = cli.plain(config) | {
+        "input": inputs(bank),
+        "recipes": {"training": dataclasses.asdict(numbers["training"])},
+    }
+    # Processes that share a bank each rank the images by the same cached models.
+    name = "certainty" if config.share is None else f"certainty-{_part(config.share)}"
+    extendable = (*cli.EXTENDABLE, "panels", "share")
+    with Store(config.folder / name, settings, extendable) as store:
+        bench = Bench(bank, numbers, store, config)
+        bench.run_these([(REFERENCE, m) for m in models], lambda: "")
+        margins = np.stack([store.record(REFERENCE, m)["pool"] for m in models])
+    return np.mean(margins, 0, where=folds.member(models))
 
 
 def _audit(
@@ -180,7 +208,7 @@ def _audit(
     folder, order = config.folder / panel, (*BASELINES, *METHODS)
     shares = folder.glob("share-*-of-*")
     if config.share is not None:
-        folder, shares = folder / f"share-{config.share.replace('/', '-of-')}", ()
+        folder, shares = folder / f"share-{_part(config.share)}", ()
     extendable = (*cli.EXTENDABLE, "panels", "share")
     with Store(folder, settings, extendable, order) as store:
         for other in shares:
@@ -222,6 +250,11 @@ def _audit(
         width = None if console.is_terminal else 110
         rich.console.Console(width=width).print(tables.rich_table(audited))
         print(f"Report: {folder / 'report.html'}")
+
+
+def _part(share: str) -> str:
+    """A share as a part of a folder's name."""
+    return share.replace("/", "-of-")
 
 
 def _describe(config: Config, pool: pools.Pool, what: str, count: int) -> str:

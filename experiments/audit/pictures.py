@@ -14,6 +14,7 @@ from experiments.reporting.summary import Summary
 from mujax import auditing
 
 Banks = Mapping[str, Margins]
+STROKES = ("-", "--", ":", "-.")
 
 
 def figures(summary: Summary, banks: Banks) -> list[report.Figure]:
@@ -150,5 +151,5 @@ def two_audits(summary: Summary) -> Figure:
 
 def _line(look: drawing.Look) -> dict[str, Any]:
     """How a method's line looks: colours come again, in other strokes."""
-    strokes = dict(zip(drawing.MARKERS, ("-", "--", ":", "-."), strict=True))
+    strokes: dict[str, str] = dict(zip(drawing.MARKERS, STROKES, strict=True))
     return {"color": look.colour, "ls": strokes.get(look.marker, "-"), "lw": 1.6}

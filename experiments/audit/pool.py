@@ -7,16 +7,19 @@ half. Oracles are trained on R alone: one target for all models, sets and method
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Literal, Self, get_args
 
 import numpy as np
 
 from experiments import data
 from experiments.errors import UserError
 
-Panel = Literal["mislabelled", "random", "class"]
-"""What the pool is: a random share with wrong labels, one with its own, or a class."""
+Panel = Literal["mislabelled", "random", "class", "memorised", "typical"]
+"""What the pool is: a random share with wrong labels, one with its own, a class, or the
+examples that models which never saw them are least, or most, certain of."""
 PANELS: tuple[Panel, ...] = get_args(Panel)
+FOLDS, ROUNDS = 4, 3
+"""Parts that each example's held-out margin is taken over, and how often."""
 
 
 class PoolError(UserError):
@@ -62,8 +65,41 @@ class Pool:
         return ~member if model % 2 else member
 
 
+class Folds(Pool):
+    """All training images, of which model m leaves out a part.
+
+    Models of a round leave out each example once.
+    """
+
+    @classmethod
+    def of(cls, dataset: data.Dataset, seed: int) -> Self:
+        """The folds of a data set."""
+        total = len(dataset.train_labels)
+        everything = np.arange(total, dtype=np.int32)
+        test = np.arange(len(dataset.test_labels), dtype=np.int32)
+        return cls(dataset, everything, everything, test, seed)
+
+    def _half(self, model: int) -> np.ndarray:
+        """The part that a model leaves out."""
+        total, stream = len(self.pool), 7_000_003 * (self.seed + 1) + model // FOLDS
+        member = np.zeros(total, bool)
+        member[data.shuffled(total, stream)[model % FOLDS :: FOLDS]] = True
+        return member
+
+    def split(self, model: int) -> data.Split:
+        """What a model leaves out, and what it is trained on."""
+        out = self._half(model)
+        none = np.empty(0, np.int32)
+        return data.Split(self.pool[out], self.pool[~out], self.test, none)
+
+
 def draw(
-    dataset: data.Dataset, panel: Panel, share: float, forget_class: str, seed: int
+    dataset: data.Dataset,
+    panel: Panel,
+    share: float,
+    forget_class: str,
+    seed: int,
+    certainty: np.ndarray | None = None,
 ) -> Pool:
     """Draws T and R.
 
@@ -73,6 +109,7 @@ def draw(
       share: of the training images that one model forgets; T has twice as many.
       forget_class: name or number of the class of the panel ``class``.
       seed: not negative.
+      certainty: of each training image, for the panels ``memorised`` and ``typical``.
 
     Returns:
       The pool. Wrong labels are uniform over the other classes.
@@ -87,7 +124,12 @@ def draw(
         pool = pool[: len(pool) // 2 * 2]
         left_out = np.flatnonzero(np.isin(dataset.train_labels, numbers))
     else:
-        pool = np.sort(data.shuffled(total, seed)[: 2 * round(share * total)])
+        order = data.shuffled(total, seed)
+        if panel in ("memorised", "typical"):
+            assert certainty is not None
+            order = np.argsort(certainty, kind="stable")
+            order = order if panel == "memorised" else order[::-1]
+        pool = np.sort(order[: 2 * round(share * total)])
         left_out = pool
     retain = data.others(left_out, total)
     labels = dataset.train_labels

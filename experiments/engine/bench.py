@@ -158,12 +158,18 @@ class Bench:
           names: of the methods.
           table: draws the rows so far.
         """
-        runs = [
-            (name, seed)
-            for seed in self.config.seed_numbers
-            for name in (*BASELINES, *names)
-            if self.store.row(name, seed) is None
-        ]
+        self.run_these(
+            [
+                (name, seed)
+                for seed in self.config.seed_numbers
+                for name in (*BASELINES, *names)
+            ],
+            table,
+        )
+
+    def run_these(self, wanted: Sequence[tuple[str, int]], table: Any) -> None:
+        """Runs what is missing of methods on seeds, in this order."""
+        runs = [run for run in wanted if self.store.row(*run) is None]
         size = self.config.batch_models or self._default_batch()
         with Display(sum(self.steps(name) for name, _ in runs), table) as display:
             jobs = [self._job(*batch, display) for batch in _batches(runs, size)]

@@ -25,7 +25,9 @@ run = functools.partial(command_line.run, audit.main)
 
 class PoolTest(parameterized.TestCase):
     def draw(self, panel: pool.Panel = "random", share=0.1, seed=0):
-        return pool.draw(data.load("digits"), panel, share, "3", seed)
+        dataset = data.load("digits")
+        certainty = np.random.default_rng(0).normal(size=len(dataset.train_labels))
+        return pool.draw(dataset, panel, share, "3", seed, certainty)
 
     @parameterized.product(panel=pool.PANELS, seed=(0, 5))
     def test_every_example_is_in_one_model_of_each_pair(self, panel, seed):
@@ -67,6 +69,27 @@ class PoolTest(parameterized.TestCase):
         self.assertEqual(set(labels[drawn.pool]), {3})
         self.assertNotIn(3, labels[drawn.retain])
         self.assertNotIn(3, drawn.dataset.test_labels[drawn.test])
+
+    def test_hard_and_easy_examples_are_the_ends_of_the_ranking(self):
+        dataset, total = data.load("digits"), len(data.load("digits").train_labels)
+        certainty = np.arange(total)[::-1]
+        hard, easy = (
+            pool.draw(dataset, panel, 0.05, "", 0, certainty)
+            for panel in ("memorised", "typical")
+        )
+        count = 2 * round(0.05 * total)
+        np.testing.assert_array_equal(hard.pool, np.arange(total - count, total))
+        np.testing.assert_array_equal(easy.pool, np.arange(count))
+
+    def test_a_round_of_folds_leaves_every_example_out_once(self):
+        folds = pool.Folds.of(data.load("digits"), 0)
+        left_out = folds.member(range(2 * pool.FOLDS))
+        for i in (0, pool.FOLDS):
+            np.testing.assert_array_equal(left_out[i : i + pool.FOLDS].sum(0), 1)
+        self.assertFalse(np.array_equal(left_out[0], left_out[pool.FOLDS]))
+        split = folds.split(1)
+        np.testing.assert_array_equal(split.forget, np.flatnonzero(left_out[1]))
+        np.testing.assert_array_equal(split.retain, np.flatnonzero(~left_out[1]))
 
     def test_a_pool_that_takes_all_is_refused(self):
         with self.assertRaisesRegex(pool.PoolError, "wanted at least 4"):
@@ -167,6 +190,15 @@ class AuditsTest(parameterized.TestCase):
         self.assertEqual(table.noise_floor, again.values["klom"])
 
 
+def _pool_of(folder, total):
+    """Which training images the models of a folder forget, as bools."""
+    found = np.zeros(total, bool)
+    for path in pathlib.Path(folder, "forgotten").glob("*.txt"):
+        lines = path.read_text().splitlines()
+        found[[int(line) for line in lines if not line.startswith("#")]] = True
+    return found
+
+
 @pytest.mark.slow
 class CommandTest(parameterized.TestCase):
     def setUp(self):
@@ -223,9 +255,27 @@ class CommandTest(parameterized.TestCase):
         # More models go on with those that are there.
         self.assertEqual(run(*self.flags("--panels", "random", models=10))[0], 0)
 
+    def test_what_is_hard_to_tell_unseen_is_ranked_first(self):
+        with np.load("own.npz") as old:
+            arrays = dict(old)
+        wrong = np.arange(0, 120, 10)
+        arrays["train_labels"][wrong] = (arrays["train_labels"][wrong] + 1) % 3
+        np.savez("own.npz", **arrays)
+        flags = self.flags("--panels", "memorised,typical", "--train.epochs", "20")
+        code, _, err = run(*flags, "--methods", "finetune")
+        self.assertEqual(code, 0, err)
+        pools = [
+            set(np.flatnonzero(_pool_of(f"out/{panel}", 120)))
+            for panel in ("memorised", "typical")
+        ]
+        # 12 wrong labels among 24 hard examples, and hardly one among as many easy.
+        self.assertGreaterEqual(len(pools[0] & set(wrong)), 9)
+        self.assertLessEqual(len(pools[1] & set(wrong)), 1)
+        self.assertEmpty(pools[0] & pools[1])
+
     @parameterized.parameters(
         ("--models 7", "--models 7: give an even number"),
-        ("--panels easy", "choose from mislabelled, random, class"),
+        ("--panels easy", "choose from mislabelled, random, class, memorised"),
         ("--share 3/2", "--share '3/2': give i/n"),
         ("--forget-fraction 0.6", "0.5"),
         ("--panels class --forget-class 9", "9"),
