@@ -114,7 +114,7 @@ AUDITS = (
     Audit(
         Column(
             "population",
-            "Pop.",
+            "Pop",
             "%",
             1,
             reference=False,

@@ -209,7 +209,8 @@ def caption(summary: Summary, *, differences: bool = True, short: bool = False) 
         meaning = column.description.rstrip(".") or f"distance to {reference}"
         text += f". {column.label}: {meaning}"
         text += f". {WITHIN}: at or below the noise floor, which is the"
-        text += f" {column.label.lower()} of a second, independent {reference}"
+        name = column.label if column.label.isupper() else column.label.lower()
+        text += f" {name} of a second, independent {reference}"
     return ". ".join([text, *_own_errors(summary)]) + "."
 
 
