@@ -52,7 +52,7 @@ def feed(retain=20):
 
 def recipe_of(name, **changes):
     """A short recipe of one stage."""
-    recipe, changes = METHODS[name].Recipe(), {**changes, "epochs": 1, "stages": 1}
+    recipe, changes = METHODS[name].Recipe(), {"epochs": 1, "stages": 1, **changes}
     # What changes at the end alone must depend on the examples.
     changes |= {"ssd": {"threshold": 0.5}, "fisher": {"cap": 1.0}}.get(name, {})
     known = {field.name for field in dataclasses.fields(recipe)}

@@ -16,14 +16,14 @@ from experiments.classification import __main__ as classification
 from experiments.classification.methods import METHODS
 from experiments.engine import loop, together
 from mujax import methods
-from tests.experiments.programs_test import PARAMS, feed, recipe_of, traced
+from tests.experiments.programs_test import PARAMS, begun, feed, recipe_of, traced
 
 
 def begin(name, recipe, seed, **lane):
     """A method, its numbers and one run of it as a lane."""
     method, given = traced(name, recipe)
     data = feed()
-    state = method.init(PARAMS, (), loop.in_order(data, np.arange(6), 6))
+    state = begun(method, PARAMS, data)
     parts = state, method.data_use, data, (seed,), given.numbers
     return method, given, together.Lane(*parts, **lane)
 
@@ -46,19 +46,13 @@ class TogetherTest(parameterized.TestCase):
     def test_lanes_end_where_each_ends_alone(self, name, count):
         rates = np.linspace(0.01, 0.1, count)
         epochs = [1 + i % 3 for i in range(count)]
-        begun = [
-            begin(
-                name,
-                dataclasses.replace(
-                    recipe_of(name), epochs=epochs[i], learning_rate=float(rates[i])
-                ),
-                seed=i,
-            )
+        recipes = [
+            recipe_of(name, epochs=epochs[i], learning_rate=float(rates[i]))
             for i in range(count)
         ]
-        make = begun[0][1].make
-        ended = end(make, [lane for *_, lane in begun])
-        for (method, given, lane), state in zip(begun, ended, strict=True):
+        runs = [begin(name, recipe, seed=i) for i, recipe in enumerate(recipes)]
+        ended = end(runs[0][1].make, [lane for *_, lane in runs])
+        for (method, given, lane), state in zip(runs, ended, strict=True):
             _, _, again = begin(name, recipe_of(name), lane.seed[0])
             single = alone(method, given, lane._replace(state=again.state))
             jax.tree.map(
