@@ -122,6 +122,7 @@ class LoopTest(parameterized.TestCase):
         return state, method.finish(state)[0]
 
     @parameterized.product(name=list(METHODS), layout=["replicated", "sharded"])
+    @pytest.mark.slow
     def test_every_method_ends_where_one_device_ends(self, name, layout):
         devices = LAYOUTS[layout]
         one, wanted = self.end(name, LAYOUTS["one"])

@@ -62,6 +62,7 @@ class PrecisionTest(parameterized.TestCase):
         self.assertEqual(set(types), {jnp.dtype(jnp.bfloat16)})
 
     @parameterized.parameters(*NAMES)
+    @pytest.mark.slow
     def test_outputs_are_float32s_within_its_rounding(self, name):
         model, x = model_and_input(name)
         params, state = model.init(jax.random.key(0))

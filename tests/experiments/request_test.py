@@ -15,6 +15,7 @@ from absl.testing import absltest, parameterized
 from experiments import data
 from experiments.classification import __main__ as classification
 from experiments.classification import evaluation
+from experiments.classification.methods import METHODS
 from experiments.data.splits import shuffled
 from experiments.engine import bench, study
 from mujax import auditing
@@ -212,7 +213,7 @@ class WholeRunTest(RequestTestCase):
         code, _, err = run(*self.flags(*request, methods="all"))
         self.assertEqual(code, 0, err)
         rows = self.rows()
-        self.assertLen(rows, 13)
+        self.assertLen(rows, 3 + len(METHODS))
         for row in rows.values():
             self.assertEqual(row["status"], "ok", row)
             self.assertIn(row["ua"], (0, 100))
