@@ -2,13 +2,14 @@
 
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from absl.testing import absltest, parameterized
 
-from mujax import methods
+from mujax import methods, roles
 
 RNG = np.random.default_rng(0)
 X, W = RNG.normal(size=(12, 5)).astype(np.float32), RNG.normal(size=(5, 4)) / 2
@@ -108,6 +109,20 @@ class DampeningTest(parameterized.TestCase):
         np.testing.assert_allclose(samples.mean(0), 0, atol=0.004)
         self.assertTrue((wanted < cap).any() and (wanted == cap).any())
 
+    @parameterized.named_parameters(
+        ("typed", jax.random.key(0)),
+        ("raw", jax.random.PRNGKey(0)),
+        ("of_another_kind", jax.random.key(0, impl="rbg")),
+    )
+    def test_fisher_takes_any_key_and_wants_one(self, key):
+        method = methods.fisher(loss_fn, noise=1.0, cap=0.1)
+        state = method.init(jnp.asarray(W))
+        found, again = (moved(method, state, (X, Y), key=k) for k in (key, key))
+        np.testing.assert_array_equal(found, again)
+        self.assertTrue((found != W).all())
+        with self.assertRaisesRegex(ValueError, "key=None"):
+            method.step(state, (X, Y))
+
     def test_fisher_gives_the_head_ten_times_the_noise(self):
         options: Any = {"noise": 1.0, "cap": 1e-3}
         found = [
@@ -185,6 +200,11 @@ class DistillationTest(parameterized.TestCase):
         wanted = W - 0.1 * np.mean(divergence_gradient(W, X, target), 0)
         np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-6)
 
+    def test_labels_that_know_no_minus_are_refused(self):
+        for dtype in (np.uint8, np.uint32):
+            with self.assertRaisesRegex(TypeError, "signed"):
+                methods.mark_forgotten(None, jnp.arange(3).astype(dtype), 3)
+
     def test_teachers_look_with_the_statistics_of_the_original(self):
         def moving(w, model_state, batch, key):
             del key
@@ -230,7 +250,46 @@ def batch_of(tree):
     return jax.tree.map(lambda x: x[None], tree)
 
 
+def at_start(*batches, seed=0) -> dict[str, Any]:
+    """What MSG wants at its start besides the forget batches."""
+    return {"retain_batches": list(batches), "key": jax.random.key(seed)}
+
+
+# Heads as many as each is wide: a window by its shape alone.
+ATTENTION: Any = {
+    name: {"kernel": RNG.normal(size=(16, 4, 4)).astype(np.float32)}
+    for name in ("query", "key", "value")
+} | {"out": {"kernel": RNG.normal(size=(4, 4, 16)).astype(np.float32)}}
+
+
 class ResetsTest(parameterized.TestCase):
+    def test_attention_is_no_convolution(self):
+        ct = methods.ct(linear, optax.sgd(0.1))
+        chex.assert_trees_all_equal(ct.finish(ct.init(ATTENTION))[0], ATTENTION)
+        msg = methods.msg(linear, optax.sgd(0.1), fraction=1.0)
+        batch = batch_of(ATTENTION)
+        state = msg.init(ATTENTION, (), [batch], **at_start(batch))
+        chex.assert_trees_all_equal(msg.finish(state)[0], ATTENTION)
+
+    def test_what_the_caller_calls_a_convolution_is_one(self):
+        params = {"odd": KERNELS["conv"]["kernel"]}
+        view = roles.MatrixAxes(batch=(2,), rows=(3,), columns=(0, 1))
+        ct = methods.ct(linear, optax.sgd(0.1), overrides={"odd": view})
+        found = ct.finish(ct.init(params))[0]["odd"]
+        np.testing.assert_array_equal(found, params["odd"].transpose(1, 0, 2, 3))
+
+    def test_windows_of_one_axis_are_drawn_anew_and_not_transposed(self):
+        kernel = RNG.normal(size=(3, 3, 8)).astype(np.float32)
+        params = {"Conv_0": {"kernel": kernel}}
+        ct = methods.ct(linear, optax.sgd(0.1))
+        found = ct.finish(ct.init(params))[0]["Conv_0"]["kernel"]
+        np.testing.assert_array_equal(found, kernel)
+        msg = methods.msg(linear, optax.sgd(0.1), fraction=1.0)
+        batch = batch_of(params)
+        state = msg.init(params, (), [batch], **at_start(batch))
+        found = np.asarray(msg.finish(state)[0]["Conv_0"]["kernel"])
+        self.assertFalse((found == kernel).any())
+
     def test_ct_transposes_windows_alone(self):
         method = methods.ct(linear, optax.sgd(0.1))
         found = method.finish(method.init(KERNELS))[0]
@@ -260,7 +319,7 @@ class ResetsTest(parameterized.TestCase):
             for _ in range(2)
         )
         state = method.init(
-            KERNELS, (), [batch_of(forget)], retain_batches=[batch_of(retain)]
+            KERNELS, (), [batch_of(forget)], **at_start(batch_of(retain))
         )
         begun = method.finish(state)[0]
         kernel = KERNELS["conv"]["kernel"]
@@ -295,21 +354,22 @@ class ResetsTest(parameterized.TestCase):
         params = {"conv": {"kernel": np.zeros((3, 3, 50, 40), np.float32)}}
         method = methods.msg(linear, optax.sgd(0.1), fraction=1.0)
         batches = [batch_of(params)]
-        state = method.init(params, (), batches, retain_batches=batches)
+        state = method.init(params, (), batches, **at_start(*batches))
         drawn = np.asarray(method.finish(state)[0]["conv"]["kernel"])
         self.assertAlmostEqual(drawn.std(), np.sqrt(2 / (9 * 40)), delta=0.001)
-        other = methods.msg(linear, optax.sgd(0.1), fraction=1.0, seed=1)
-        state = other.init(params, (), batches, retain_batches=batches)
-        self.assertFalse(
-            np.array_equal(other.finish(state)[0]["conv"]["kernel"], drawn)
-        )
+        state = method.init(params, (), batches, **at_start(*batches, seed=1))
+        again = method.finish(state)[0]["conv"]["kernel"]
+        self.assertFalse(np.array_equal(again, drawn))
 
     def test_msg_says_what_it_wants(self):
         method = methods.msg(linear, optax.sgd(0.1))
         with self.assertRaisesRegex(ValueError, "retain_batches=None"):
             method.init(KERNELS, (), [batch_of(KERNELS)])
         with self.assertRaisesRegex(ValueError, "forget_batches=None"):
-            method.init(KERNELS, (), retain_batches=[batch_of(KERNELS)])
+            method.init(KERNELS, (), **at_start(batch_of(KERNELS)))
+        with self.assertRaisesRegex(ValueError, "key=None"):
+            batches = [batch_of(KERNELS)]
+            method.init(KERNELS, (), batches, retain_batches=batches)
         with self.assertRaisesRegex(ValueError, "fraction"):
             methods.msg(linear, optax.sgd(0.1), fraction=1.5).init(KERNELS, (), [])
 

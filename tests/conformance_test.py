@@ -324,9 +324,10 @@ def outputs_fn(params, model_state, batch, key):
 
 
 def with_retain(method):
-    """A method whose ``init`` has the retain batches that it wants."""
+    """A method whose ``init`` has the retain batches and the key that it wants."""
     retain = reference.batches(reference.load("model"), "retain", 8)[:2]
-    return method._replace(init=functools.partial(method.init, retain_batches=retain))
+    given = {"retain_batches": retain, "key": jax.random.key(3)}
+    return method._replace(init=functools.partial(method.init, **given))
 
 
 def loss_fn(params, model_state, batch, key):

@@ -120,6 +120,11 @@ class Config(cli.StudyConfig):
         super().__post_init__()
 
     @property
+    def together(self) -> bool:
+        """A share is done by a process alone."""
+        return self.share is None
+
+    @property
     def seed_numbers(self) -> Sequence[int]:
         """The models of this share."""
         first, every = map(int, (self.share or "1/1").split("/"))

@@ -60,11 +60,9 @@ def roc(banks: Banks, labels: Mapping[str, str]) -> Figure:
     figure = drawing.blank(5.2)
     axes, style = figure.add_subplot(), drawing.looks(list(labels))
     for method, label in labels.items():
-        scores, member = audits.ratios(banks[method]), banks[method].member
-        order = np.argsort(-scores, axis=None, kind="stable")
-        hits = member.ravel()[order]
-        true, false = np.cumsum(hits) / hits.sum(), np.cumsum(~hits) / (~hits).sum()
-        axes.plot(false, true, label=label, **_line(style[method]))
+        bank = banks[method]
+        rates = auditing.roc(audits.ratios(bank), bank.member)
+        axes.plot(*rates, label=label, **_line(style[method]))
     least = 1 / np.sum(~next(iter(banks.values())).member)
     axes.plot([least, 1], [least, 1], color=drawing.MUTED, ls="--", lw=1)
     axes.set_xscale("log")

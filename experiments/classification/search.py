@@ -73,6 +73,11 @@ class Config(classification.Config):
     """Share of the training images that stands in for the test set."""
 
     @property
+    def together(self) -> bool:
+        """Processes share trials by the storage alone."""
+        return False
+
+    @property
     def task(self) -> str:
         """Name of the task, for the default folder."""
         return f"tune-{super().task}"

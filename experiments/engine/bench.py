@@ -142,7 +142,7 @@ class Bench:
         if processes.several() and (config.batch_models or 1) > 1:
             raise cli.ConfigError(
                 f"--batch-models {config.batch_models}: a batch of models lies in one "
-                "process. Leave it out, or start processes with a --share each."
+                "process. Leave it out."
             )
         self.task, self.numbers, self.store = task, dict(numbers), store
         self.config, self.given, self._cache = config, given, Cache(config.cache)
@@ -299,6 +299,7 @@ class Bench:
                 options = {}
                 if method.data_use.retain_at_start:
                     options["retain_batches"] = self._some_retained(name, seed, feed)
+                    options["key"] = study.random_key(f"{name}_start", seed)
                 return method.init(*feed.devices.place(model), batches, **options)
 
         traced = self._traced(name)

@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from jax.experimental import multihost_utils
 
 from experiments.engine import processes
 from experiments.engine.checkpoints import load_checkpoint, save_checkpoint
@@ -44,8 +43,7 @@ class Cache:
             return None
         found = self._read(self._path(identity))
         # One that not all can read, all train.
-        all_found = multihost_utils.process_allgather(np.int32(found is not None))
-        return found if np.all(all_found) else None
+        return found if processes.all_have(found is not None) else None
 
     def _read(self, path: pathlib.Path) -> Result | None:
         try:

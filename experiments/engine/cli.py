@@ -138,10 +138,20 @@ class StudyConfig:
                 "The current folder is gone. Change to one that exists."
             ) from None
 
+    @property
+    def together(self) -> bool:
+        """Whether several processes run it as one; else each has work of its own."""
+        return True
+
     def _check_processes(self) -> None:
         given = self.coordinator, self.processes, self.process
         if given in ((None, None, None), (None, 1, None)):
             return
+        if not self.together:
+            raise ConfigError(
+                "--coordinator, --processes, --process: each process has work of its "
+                "own here, so that none waits for another. Leave them out."
+            )
         words = (
             "Give --coordinator HOST:PORT and --processes N, the same for all, and "
             "--process I from 0 to N - 1, or none of the three."
@@ -212,7 +222,7 @@ def _main(
     try:
         with _interruptions(), _flushed():
             config = flags.parse(config_class, prog, arguments)
-            if issubclass(config_class, StudyConfig):
+            if issubclass(config_class, StudyConfig) and config.together:
                 processes.start(config.coordinator, config.processes, config.process)
             with _silent(processes.several() and not processes.leads()):
                 script(config)
@@ -228,9 +238,10 @@ def _main(
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
         full = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
         if not full and processes.several():
+            why = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
             say(
-                f"{prog}: another process has ended. What was finished is kept: start "
-                "all of them again to go on."
+                f"{prog}: another process has ended, or could not be heard ({why}). "
+                "What was finished is kept: start all of them again to go on."
             )
             return 1
         if not full:

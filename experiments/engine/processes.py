@@ -92,6 +92,13 @@ def led(function: Callable[[], Any]) -> Any:
     return answer["value"]
 
 
+def all_have(held: bool) -> bool:
+    """Whether something holds in every process."""
+    if not several():
+        return held
+    return bool(np.all(multihost_utils.process_allgather(np.int32(held))))
+
+
 def wait(what: str) -> None:
     """Waits until all processes have come here."""
     if several():

@@ -87,7 +87,7 @@ class DataUse:
         part, from :func:`mujax.curriculum.stage_indices`.
       fresh_start: train from new parameters instead of the original's.
       retain_at_start: ``init`` is also given ``retain_batches``, as many as forget
-        batches.
+        batches, and a ``key``.
     """
 
     passes: tuple[tuple[str, ...], ...]
@@ -281,12 +281,12 @@ def descend(
             if original is not None:
                 seen += (original(state.fixed),)
             loss, rest = loss_fn(*seen, state.model_state, batch, retain_key)
-            return sign * _mean_over(axis_name, loss), rest
+            return sign * mean_over(axis_name, loss), rest
 
         (loss, (model_state, aux)), grads = jax.value_and_grad(objective, has_aux=True)(
             state.trained
         )
-        grads = _uphill(_mean_over(axis_name, grads))
+        grads = _uphill(mean_over(axis_name, grads))
         forget_grads = state.forget_grads
         if forget_loss_fn is not None:
             if forget_batch is None:
@@ -304,7 +304,7 @@ def descend(
                     data_use.microbatch_size,
                     axis_name,
                 )
-                return _uphill(_mean_over(axis_name, fresh))
+                return _uphill(mean_over(axis_name, fresh))
 
             forget_grads = (
                 refreshed()
@@ -325,7 +325,7 @@ def descend(
             trained = select(state.mask, trained, state.trained)
         new_state = state._replace(
             trained=trained,
-            model_state=_mean_over(axis_name, model_state)
+            model_state=mean_over(axis_name, model_state)
             if moves_statistics
             else state.model_state,
             opt_state=opt_state,
@@ -355,7 +355,7 @@ def _forgetting_gradient(loss_fn, state, batch, key, microbatch_size, axis_name)
 
     def objective(params, piece):
         loss, _ = loss_fn(params, state.model_state, piece, key)
-        return -_mean_over(axis_name, loss)
+        return -mean_over(axis_name, loss)
 
     grad_fn = jax.grad(objective)
     if microbatch_size is None:
@@ -387,7 +387,7 @@ def _uphill(grads: PyTree) -> PyTree:
     return jax.tree.map(jnp.conj, grads)
 
 
-def _mean_over(axis_name: str | None, tree: PyTree) -> PyTree:
+def mean_over(axis_name: str | None, tree: PyTree) -> PyTree:
     """Averages the real and complex leaves over a mapped axis, if there is one.
 
     A step averages the loss that it differentiates and then the gradients. Under pmap

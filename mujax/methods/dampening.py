@@ -59,7 +59,7 @@ def ssd(
 
     def squared(params, model_state, batch):
         grads = jax.grad(base.plain_loss(loss_fn, model_state))(params, batch)
-        grads = base._mean_over(axis_name, grads)
+        grads = base.mean_over(axis_name, grads)
         return jax.tree.map(_square, grads)
 
     def start(params, model_state, forget_batches):
@@ -107,8 +107,11 @@ def fisher(
       axis_name: mapped axis to average over.
 
     Returns:
-      The method; reads the retain set once. ``step`` needs a key, that of the first
+      The method; reads the retain set once. ``step`` wants a key; that of the first
       step makes the noise.
+
+    Raises:
+      ValueError: from ``step``, without a key.
 
     Example:
       >>> def loss_fn(w, model_state, batch, key):
@@ -127,7 +130,7 @@ def fisher(
     def squared(params, model_state, batch):
         loss = base.plain_loss(loss_fn, model_state)
         grads = gradients.example_gradients(loss, params, batch)
-        return base._mean_over(
+        return base.mean_over(
             axis_name, jax.tree.map(lambda g: _square(g).mean(0), grads)
         )
 
@@ -146,7 +149,14 @@ def fisher(
         return jax.tree.unflatten(structure, moved)
 
     passes = ((base.RETAIN,),)
-    return _measure(loss_fn, squared, lambda *_: (), end, passes, axis_name)
+    method = _measure(loss_fn, squared, lambda *_: (), end, passes, axis_name)
+
+    def step(state, batch, *, key=None, **options):
+        if key is None:
+            raise ValueError("step got key=None, wanted one to draw the noise.")
+        return method.step(state, batch, key=key, **options)
+
+    return method._replace(step=step)
 
 
 def _measure(
@@ -195,9 +205,10 @@ def _measure(
         squares = squared(state.trained, state.model_state, batch)
         total = jax.tree.map(lambda t, s: t + s.astype(t.dtype), total, squares)
         if key is not None:
-            first = jax.random.key_data(key)
+            # Keys of any kind make the words of the one that is kept.
+            first = jax.random.bits(key, key_data.shape, key_data.dtype)
             key_data = jnp.where(state.step == 0, first, key_data)
-        loss = base._mean_over(axis_name, loss).astype(jnp.float32)
+        loss = base.mean_over(axis_name, loss).astype(jnp.float32)
         new = state._replace(opt_state=(total, key_data), step=state.step + 1)
         return new, base.StepInfo(loss, aux)
 

@@ -49,11 +49,19 @@ class OutputsFn(Protocol):
 def mark_forgotten(key: Any, labels: jax.Array, num_classes: int) -> jax.Array:
     """The labels of the forget set for methods that mark it: -1.
 
+    Raises:
+      TypeError: the labels' type has no negative numbers.
+
     Example:
       >>> mark_forgotten(None, jnp.array([3, 4]), 10)
       Array([-1, -1], dtype=int32)
     """
     del key, num_classes
+    if not jnp.issubdtype(labels.dtype, jnp.signedinteger):
+        raise TypeError(
+            f"Got {labels.dtype} labels, wanted signed integers: -1 marks what is to "
+            "be forgotten; cast them."
+        )
     return jnp.full_like(labels, -1)
 
 

@@ -74,7 +74,6 @@ def msg(
     fraction: float = 0.3,
     kept_rate: float | jax.Array = 0.1,
     eval_loss_fn: base.LossFn | None = None,
-    seed: int = 0,
     overrides: Overrides = None,
     axis_name: str | None = None,
 ) -> base.Method:
@@ -93,17 +92,16 @@ def msg(
       fraction: share of a kernel that is drawn anew.
       kept_rate: factor on the gradients of what is kept of convolution kernels.
       eval_loss_fn: the loss in evaluation mode, for the gradients; ``loss_fn`` if None.
-      seed: of the new entries.
       overrides: see :func:`mujax.roles.infer`.
       axis_name: mapped axis to average over.
 
     Returns:
       The method; reads the retain set. ``init`` wants ``retain_batches`` beside the
-      forget batches (``data_use.retain_at_start``). Under a mask, what is frozen is not
-      drawn anew.
+      forget batches, and the ``key`` of the new entries (``data_use.retain_at_start``).
+      Under a mask, what is frozen is not drawn anew.
 
     Raises:
-      ValueError: from ``init``, without batches, or ``fraction`` outside [0, 1].
+      ValueError: from ``init``, without batches or key, or ``fraction`` outside [0, 1].
       mujax.roles.UnknownRoleError: from ``init``, for a leaf that cannot be told.
 
     Example:
@@ -111,7 +109,8 @@ def msg(
       >>> method = msg(loss_fn, optax.sgd(0.1), fraction=0.5)
       >>> params = {"kernel": jnp.ones((2, 2, 1, 1))}
       >>> alike = jnp.ones((1, 2, 2, 1, 1)).at[:, 0].set(0)
-      >>> state = method.init(params, (), [0 * alike], retain_batches=[alike])
+      >>> at_start = {"retain_batches": [alike], "key": jax.random.key(0)}
+      >>> state = method.init(params, (), [0 * alike], **at_start)
       >>> (method.finish(state)[0]["kernel"] == 1).ravel()
       Array([False, False,  True,  True], dtype=bool)
 
@@ -127,7 +126,13 @@ def msg(
     )
 
     def init(
-        params, model_state=(), forget_batches=None, *, mask=None, retain_batches=None
+        params,
+        model_state=(),
+        forget_batches=None,
+        *,
+        mask=None,
+        retain_batches=None,
+        key=None,
     ):
         check_fraction(fraction)
         if mask is not None:
@@ -139,6 +144,8 @@ def msg(
                 "init got retain_batches=None, wanted as many batches of the retain "
                 "set as of the forget set."
             )
+        if key is None:
+            raise ValueError("init got key=None, wanted one to draw new entries.")
         loss = base.plain_loss(measured, model_state)
         away, towards = (
             gradients.sum_gradients(loss, params, batches)
@@ -148,7 +155,7 @@ def msg(
         old, drawn = _by_window(
             params,
             overrides,
-            functools.partial(_split, fraction=fraction, key=jax.random.key(seed)),
+            functools.partial(_split, fraction=fraction, key=key),
             distance,
             default=lambda leaf: (jnp.zeros(leaf.shape, bool), leaf),
             parts=2,
@@ -199,19 +206,30 @@ def _by_window(
     beside = [jax.tree.leaves(other) for other in others]
     found = []
     for i, (leaf, kind) in enumerate(zip(leaves, kinds, strict=True)):
-        axes = kind.axes
-        if axes is None or len(axes.columns) < 2:
-            found.append(default(leaf))
+        if _is_convolution(kind):
+            found.append(change(leaf, kind.axes, *(x[i] for x in beside), index=i))
         else:
-            found.append(change(leaf, axes, *(x[i] for x in beside), index=i))
+            found.append(default(leaf))
     if parts == 1:
         return jax.tree.unflatten(structure, found)
     return tuple(jax.tree.unflatten(structure, x) for x in zip(*found, strict=True))
 
 
+def _is_convolution(role: roles.Role) -> bool:
+    """Whether a leaf is a convolution's kernel; where the caller says it, by its view.
+
+    A view's columns alone do not tell: an attention kernel's may be heads × dim.
+    """
+    if role.name == "given" and role.axes is not None:
+        return bool(role.axes.batch) and len(role.axes.columns) > 1
+    return role.name == "convolution"
+
+
 def _transposed(leaf: jax.Array, axes: MatrixAxes, *, index: int) -> jax.Array:
     """The first two axes of the window swapped, where they are as long."""
     del index
+    if len(axes.columns) < 2:
+        return leaf
     first, second = axes.columns[:2]
     square = leaf.shape[first] == leaf.shape[second]
     return jnp.swapaxes(leaf, first, second) if square else leaf

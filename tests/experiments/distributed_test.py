@@ -18,7 +18,9 @@ import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
+from experiments.audit import __main__ as audit
 from experiments.classification import __main__ as classification
+from experiments.classification import search
 from experiments.engine import processes
 from experiments.engine.checkpoints import load_checkpoint
 from experiments.errors import UserError
@@ -200,6 +202,23 @@ class FlagsTest(parameterized.TestCase):
             self.assertEqual(initialize.call_count, 0)
             processes.start(None, None, None)
             self.assertEqual(initialize.call_count, int(joins))
+
+    @parameterized.parameters(
+        (search.main, "--storage j.log"), (audit.main, "--share 1/2")
+    )
+    def test_work_of_ones_own_joins_nobody(self, main, flags):
+        # Each of a cluster's processes would wait for the others' other trials.
+        told = {"SLURM_STEP_NUM_TASKS": "4"}
+        with (
+            mock.patch.dict(os.environ, told),
+            mock.patch.object(processes, "start", side_effect=AssertionError),
+        ):
+            code, _, err = command_line.run(main, *flags.split(), "--dataset", "none")
+        self.assertEqual((code, err.count("\n")), (2, 1), err)
+        where = "--coordinator h:1 --processes 2 --process 0"
+        code, _, err = command_line.run(main, *flags.split(), *where.split())
+        self.assertEqual((code, err.count("\n")), (2, 1), err)
+        self.assertIn("each process has work of its own", err)
 
     def test_processes_that_do_not_come_together_are_a_line(self):
         with (

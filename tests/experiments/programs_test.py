@@ -6,6 +6,7 @@ import pathlib
 import tempfile
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -77,10 +78,10 @@ def traced(name, recipe, steps=4):
 
 def begun(method, params, feed, count=6, size=6):
     """The state to begin with, on the first examples to forget."""
-    options = {}
+    options: dict[str, Any] = {}
     if method.data_use.retain_at_start:
         retain = loop.in_order(feed, feed.retain[:count], size)
-        options["retain_batches"] = retain
+        options |= {"retain_batches": retain, "key": jax.random.key(5)}
     return method.init(
         params, (), loop.in_order(feed, np.arange(count), size), **options
     )
