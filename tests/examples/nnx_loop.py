@@ -62,9 +62,11 @@ def main():
     for _ in range(100):
         train(model, optimizer, everything)
     original = nnx.clone(model)
-    before = examples.report(nnx.view(original, use_running_average=True))
+    original.eval()
+    before = examples.report(original)
     unlearn(model, forget, 5 * retain_batches)
-    after = examples.report(nnx.view(model, use_running_average=True))
+    model.eval()
+    after = examples.report(model)
     return before, after, original, model
 
 
