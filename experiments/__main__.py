@@ -9,6 +9,7 @@ COMMANDS = {
     "diffusion": "forget a class in a diffusion model, beside Retrain",
     "audit": "audit unlearning over a bank of models",
     "tune": "search a classifier's recipes against a validation Retrain",
+    "reports": "put the studies of a results folder side by side",
     "export": "write an unlearned model in the trained one's form",
     "benchmarks": "time masks, bases, the corrected gradient and an epoch",
 }

@@ -1,4 +1,4 @@
-"""The pages of the site run, show what they say, and document every public name once."""
+"""Pages of the site run and show what comes out; every public name has its place."""
 
 import ast
 import collections

@@ -1,7 +1,8 @@
 """Pages of ``docs/`` as programs: what they show is what runs.
 
 Python runs from top to bottom in one namespace; a block with a title is a file beside
-it; ``python -m experiments.…`` runs as a command; the text block below is what came out.
+it; ``python -m experiments.…`` in a bash block runs as a command (shell commands in a
+block of ``sh`` are shown alone); the text block below is what came out.
 ``python -m tests.pages docs/tutorials/NAME.md`` runs a page, writes its pictures into
 ``docs/pictures`` and prints what its text blocks should be.
 """
@@ -22,7 +23,9 @@ from typing import NamedTuple
 import matplotlib
 
 ROOT = pathlib.Path(__file__).parent.parent
-FENCE = re.compile(r"^```(\w+)(?: title=\"(.*)\")?\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+FENCE = re.compile(
+    r"^```(\w+)(?: title=\"(.*)\")?\n(.*?)^```$", re.DOTALL | re.MULTILINE
+)
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 
 

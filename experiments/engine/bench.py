@@ -20,6 +20,7 @@ import rich.console
 import rich.table
 
 from experiments.engine import (
+    cards,
     cli,
     loop,
     processes,
@@ -90,14 +91,16 @@ def run_study(
         Bench(task, numbers, store, config, given).run_all(names, table)
         if not processes.leads():
             return
+        page = task.page(store, estimates())
         report.write(
             config.folder,
             store.results,
             task.columns,
-            **task.page(store, estimates())._asdict(),
+            **page._asdict(),
             methods=task.notes,
             gap=task.gap,
         )
+        cards.write(store, task, page, estimates())
         console = rich.console.Console()
         # Where no terminal says how wide it is, the table needs its hundred columns.
         width = None if console.is_terminal else 100

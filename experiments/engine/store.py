@@ -5,7 +5,7 @@
     config.json            the exact configuration
     results.json           configuration, environment and a row for each finished run
     records/METHOD-SEED.npz   its curves and outputs, for the report
-    checkpoints/METHOD/seed_N its parameters and model state (Orbax)
+    checkpoints/METHOD/seed_N its parameters and model state (Orbax), its card seed_N.md
     forgotten/seed_N.txt   indices of what its models were made to forget
     progress/METHOD-SEED/  where an unfinished run stands (Orbax), then removed
 
@@ -46,6 +46,7 @@ _LEFTOVERS = (
     "plots/.*.png.*.tmp",
     "forgotten/.*.txt.*.tmp",
     "records/.*.npz.*.tmp",
+    "checkpoints/*/.*.md.*.tmp",
     "checkpoints/*/seed_*.orbax-checkpoint-tmp*",
 )
 
@@ -147,6 +148,20 @@ class Store:
         if processes.leads() and not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, text.encode())
+
+    def kept(self, name: str) -> str:
+        """A text kept beside the runs.
+
+        Raises:
+          StoreError: it is gone, or damaged.
+        """
+        try:
+            return (self.folder / name).read_text()
+        except (OSError, ValueError) as error:
+            raise StoreError(
+                f"{self.folder / name} cannot be read: {reason(error)}. Put it back, or "
+                "give another --out."
+            ) from error
 
     def adopt(self, folder: pathlib.Path) -> None:
         """Takes over the finished runs of a like study that another process had.

@@ -1,7 +1,8 @@
 """The report of an experiment: one page to show, with its table and its plots.
 
 Knows no experiment: columns, figures and methods are data. ``write`` leaves
-``table.md``, ``plots/*.png`` and a self-contained ``report.html`` in a folder.
+``table.md``, ``plots/*.png``, a self-contained ``report.html`` and, for an index of
+many studies, the summary as ``summary.json`` in a folder.
 """
 
 import base64
@@ -62,7 +63,7 @@ def write(
     gap: str = "gap",
     summary: Summary | None = None,
 ) -> None:
-    """Leaves ``table.md``, ``plots/NAME.png`` and a self-contained ``report.html``.
+    """Leaves ``table.md``, ``plots/NAME.png``, ``report.html`` and ``summary.json``.
 
     Each file is replaced in one step: a reader, or a kill, never meets half a file.
 
@@ -92,14 +93,8 @@ def write(
         write_atomically(out / "plots" / f"{figure.name}.png", png)
         images.append((figure, base64.b64encode(png).decode()))
     command = results["config"].get("command", "")
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("report.html.jinja").render(
+    command = command if isinstance(command, str) else shlex.join(command)
+    page = template("report.html.jinja").render(
         title=title,
         description=description,
         answer=tables.answer(summary),
@@ -117,11 +112,26 @@ def write(
         shown=[[tables.run_number(row, c) for c in columns] for row in results["rows"]],
         config=to_json(results["config"]),
         environment=results["environment"],
-        command=command if isinstance(command, str) else shlex.join(command),
+        command=command,
         loading=loading,
         texts=texts,
     )
     write_atomically(out / "report.html", page.encode())
+    kept = {"title": title, "description": description, "command": command}
+    kept["summary"] = dataclasses.asdict(summary)
+    write_atomically(out / "summary.json", to_json(kept).encode())
+
+
+def template(name: str) -> jinja2.Template:
+    """A template of this folder, which escapes what it shows."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(name)
 
 
 def _paper_link(paper: str) -> str | None:

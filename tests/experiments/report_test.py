@@ -339,7 +339,8 @@ class WriteTest(parameterized.TestCase):
             loading="params = load(path)",
         )
         files = {str(p.relative_to(self.out)) for p in self.out.rglob("*.*")}
-        self.assertEqual(files, {"table.md", "report.html", "plots/gap.png"})
+        wanted = {"table.md", "report.html", "plots/gap.png", "summary.json"}
+        self.assertEqual(files, wanted)
         tags = Links(page)
         self.assertEqual(
             [a["href"] for a in tags.all("a")],
