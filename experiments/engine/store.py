@@ -159,8 +159,8 @@ class Store:
             return (self.folder / name).read_text()
         except (OSError, ValueError) as error:
             raise StoreError(
-                f"{self.folder / name} cannot be read: {reason(error)}. Put it back, or "
-                "give another --out."
+                f"{self.folder / name} cannot be read: {reason(error)}. Put it back, "
+                "or give another --out."
             ) from error
 
     def adopt(self, folder: pathlib.Path) -> None:

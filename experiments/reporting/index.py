@@ -123,8 +123,7 @@ def _cell(summary: Summary, method: str, column: Column) -> Cell:
 def _read(path: pathlib.Path) -> Study:
     try:
         kept = json.loads(path.read_text())
-        words = (kept[key] for key in ("title", "description", "command"))
-        return Study(path.parent, *map(str, words), _summary(kept["summary"]))
+        return Study(path.parent, **{**kept, "summary": _summary(kept["summary"])})
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(
             f"{path} cannot be read ({type(error).__name__}: {error}). Run its study's "

@@ -117,8 +117,12 @@ def write(
         texts=texts,
     )
     write_atomically(out / "report.html", page.encode())
-    kept = {"title": title, "description": description, "command": command}
-    kept["summary"] = dataclasses.asdict(summary)
+    kept = {
+        "title": title,
+        "description": description,
+        "command": command,
+        "summary": dataclasses.asdict(summary),
+    }
     write_atomically(out / "summary.json", to_json(kept).encode())
 
 
