@@ -115,7 +115,7 @@ CONTAINERS: dict[str, Callable[[Any], Any]] = {
     "dict": lambda tree: tree,
     "frozen_dict": FrozenDict,
     "nnx_variables": variables,
-    "nnx_pure": lambda tree: nnx.as_pure(variables(tree)),
+    "nnx_pure": nnx.State,
     "equinox": lambda t: Network(Linear(**t["first"]), Linear(**t["last"])),
     "dataclass": lambda t: Record(last=t["last"], first=Layer(**t["first"])),
     "named_tuple": lambda t: Pair(Layer(**t["last"]), Layer(**t["first"])),
