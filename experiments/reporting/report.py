@@ -150,5 +150,6 @@ def _png(figure: matplotlib.figure.Figure) -> bytes:
     """A figure as PNG, the same bytes for the same figure; frees its memory."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
-    figure.clear()
+    for axes in figure.axes:  # not clear(), which older versions warn of on log axes
+        figure.delaxes(axes)
     return buffer.getvalue()
