@@ -26,7 +26,7 @@ from experiments.errors import UserError, printable, say
 from experiments.models.precision import Precision
 
 EXTENDABLE = (
-    *("methods", "seeds", "out", "cache", "keep_every", "memory"),
+    *("methods", "seeds", "out", "cache", "keep_every", "memory", "minutes"),
     *("workers", "batch_models", "devices", "shard_parameters"),
     *("coordinator", "processes", "process", "command", "adapted"),
 )
@@ -76,6 +76,9 @@ class StudyConfig:
     precision: Precision = "float32"
     """What layers compute in, float32 or bfloat16; parameters, statistics and gradients
     are float32."""
+    minutes: float | None = None
+    """Begin no run after so many minutes, and show what there is by then; the same
+    command goes on with the rest."""
     workers: int | None = None
     """Runs at once, each on a thread; None is one a core for small models on CPU, and
     one else. Times are exact where it is 1."""
@@ -105,6 +108,7 @@ class StudyConfig:
             ("memory", recipes.NOT_NEGATIVE),
             ("workers", recipes.COUNT_OR_NONE),
             ("batch_models", recipes.COUNT_OR_NONE),
+            ("minutes", recipes.NOT_NEGATIVE_OR_NONE),
         ):
             value = getattr(self, name)
             if not limit.holds(value):
