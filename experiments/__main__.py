@@ -10,7 +10,7 @@ COMMANDS = {
     "audit": "audit unlearning over a bank of models",
     "tune": "search a classifier's recipes against a validation Retrain",
     "export": "write an unlearned model in the trained one's form",
-    "benchmarks": "time masks, bases, the corrected gradient and an epoch",
+    "benchmarks": "time the library beside PyTorch",
 }
 
 
