@@ -5,6 +5,7 @@ Each case runs ours and PyTorch's in turns. A case that fails is a row that says
 
 import dataclasses
 import functools
+import os
 import pathlib
 import shlex
 import sys
@@ -51,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def measure(config: Config) -> None:
     """Measures, prints each row as it comes, and writes all."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # else idle threads of torch spin
     accelerator = jax.default_backend() != "cpu"
     scale = scale_of(config.quick, config.large, accelerator, (FULL, QUICK))
     unet = functools.partial(sd, accelerator=accelerator, quick=config.quick)
