@@ -5,21 +5,20 @@ Each case runs ours and PyTorch's in turns. A case that fails is a row that says
 
 import dataclasses
 import functools
+import os
 import pathlib
-import shlex
-import sys
 from collections.abc import Sequence
 
 import jax
-import rich
 
 from experiments.benchmarks import reference, results
-from experiments.benchmarks.cases import CASES, scale_of
-from experiments.benchmarks.measuring import FULL, QUICK, Row, guarded
+from experiments.benchmarks.cases import CASES, Case, scale_of
+from experiments.benchmarks.measuring import Row, guarded
 from experiments.benchmarks.text_to_image import sd
 from experiments.engine import cli
 
 HERE = pathlib.Path(__file__).parent
+KNOWN: dict[str, Case] = {**CASES, "sd": sd}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,23 +49,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def measure(config: Config) -> None:
-    """Measures, prints each row as it comes, and writes all."""
-    accelerator = jax.default_backend() != "cpu"
-    scale = scale_of(config.quick, config.large, accelerator, (FULL, QUICK))
-    unet = functools.partial(sd, accelerator=accelerator, quick=config.quick)
-    known = {**CASES, "sd": unet}
+    """Measures, prints each row as it comes, and writes after each case."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # else idle torch threads spin
+    names = cli.choose(config.cases, KNOWN, "case")
+    scale = scale_of(config.quick, config.large, jax.default_backend() != "cpu")
     machine, rows = results.this_machine(), []
-    rich.print(f"{machine.name}: {machine.versions}")
+    print(f"{machine.name}: {', '.join(map(' '.join, machine.versions.items()))}")
     if not reference.available():
-        rich.print("Without PyTorch: pip install 'mujax\\[bench]' to measure beside it.")
+        print("There is no PyTorch to measure beside: pip install 'mujax[bench]'")
     out = config.out or (pathlib.Path("results/benchmarks") if config.quick else HERE)
-    command = shlex.join(["python", "-m", "experiments.benchmarks", *sys.argv[1:]])
-    for name in cli.choose(config.cases, known):
-        for row in guarded(name, functools.partial(known[name], scale)):
+    for name in names:
+        case = functools.partial(KNOWN[name], scale)
+        for row in guarded(name, "did not finish", case):
             rows.append(row)
             print(line(row), flush=True)
-        results.write(out, machine, command, rows)
-    print(f"{out / results.PAGE}")
+        results.write(out, machine, command(config), rows)
+    print(out / results.PAGE)
+
+
+def command(config: Config) -> str:
+    """The command as a person types it, but for the folder.
+
+    >>> command(Config(cases="mask", quick=True, out=pathlib.Path("elsewhere")))
+    'python -m experiments.benchmarks --cases mask --quick'
+    """
+    words = ["python -m experiments.benchmarks"]
+    words += [f"--cases {config.cases}"] if config.cases != Config.cases else []
+    words += [f"--{flag}" for flag in ("quick", "large") if getattr(config, flag)]
+    return " ".join(words)
 
 
 def line(row: Row) -> str:

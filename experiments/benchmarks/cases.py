@@ -4,8 +4,8 @@ Each is a function of a :class:`Scale` that yields rows as they are measured.
 """
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from experiments.benchmarks.measuring import (
     Effort,
     Row,
     Run,
+    Timing,
     in_turns,
 )
 from experiments.classification import evaluation
@@ -42,7 +43,7 @@ class Scale(NamedTuple):
       growth: entries of the growing masks.
       models: sizes of batches of models.
       half: measure bfloat16, too.
-      large: whether the full-size U-Net is run, not a tiny one.
+      unet: "full" for Stable Diffusion 1's size, "tiny", or None for no U-Net.
     """
 
     effort: Effort
@@ -54,14 +55,12 @@ class Scale(NamedTuple):
     growth: tuple[int, ...]
     models: tuple[int, ...]
     half: bool
-    large: bool
+    unet: Literal["full", "tiny"] | None
 
 
-def beside(
-    scale: Scale, ours: Run, theirs: Callable[[], Run], others: Mapping[str, Run] = {}
-) -> dict:
-    """Times ours, and PyTorch's in turns with it where torch is installed."""
-    runs = {OURS: ready(ours), **others}
+def beside(scale: Scale, ours: Run, theirs: Callable[[], Run]) -> dict[str, Timing]:
+    """Times ours, in turns with PyTorch's where torch is installed."""
+    runs = {OURS: ready(ours)}
     if reference.available():
         runs[THEIRS] = theirs()
     return in_turns(runs, scale.effort)
@@ -77,7 +76,9 @@ def resnet_gradient(scale: Scale) -> tuple[Any, Any]:
     model = build("resnet18", 10, (32, 32, 3), width=scale.width)
     params, _ = model.init(jax.random.key(0))
     keys = iter(jax.random.split(jax.random.key(1), 100))
-    return params, jax.tree.map(lambda p: jax.random.normal(next(keys), p.shape), params)
+    return params, jax.tree.map(
+        lambda p: jax.random.normal(next(keys), p.shape), params
+    )
 
 
 def mask(scale: Scale) -> Iterator[Row]:
@@ -119,9 +120,8 @@ def dense(scale: Scale) -> Iterator[Row]:
     kernel = left @ (right / jnp.arange(1.0, n + 1)[:, None])
 
     def full():
-        return reference.finished(
-            lambda tensors=reference.tensors([kernel]): reference.bases(tensors, 0.95)
-        )
+        tensors = reference.tensors([kernel])
+        return reference.finished(lambda: reference.bases(tensors, 0.95))
 
     timings = beside(scale, lambda: subspace.svd_bases({"w": kernel}, 0.95), full)
     yield Row("dense", f"a {n} × {n} kernel at energy 0.95", timings, target="3 times")
@@ -248,7 +248,9 @@ def updates(scale: Scale) -> Iterator[Row]:
     for name, timing in timings.items():
         share = f"{timing.median / whole:.1%} of a training step of {scale.batch}"
         more = "" if name == "plain SGD" else f"{timing.median / plain - 1:+.0%}, "
-        yield Row("updates", f"{name} update of a ResNet-18", {OURS: timing}, more + share)
+        yield Row(
+            "updates", f"{name} update of a ResNet-18", {OURS: timing}, more + share
+        )
 
 
 def epoch(scale: Scale) -> Iterator[Row]:
@@ -333,16 +335,39 @@ CASES: dict[str, Case] = {
 }
 
 
-def scale_of(quick: bool, large: bool, accelerator: bool, efforts: Sequence[Effort]):
-    """How large the cases are on this machine."""
-    full, short = efforts
+def scale_of(quick: bool, large: bool, accelerator: bool) -> Scale:
+    """How large the cases are: tiny, for a CPU, or for an accelerator.
+
+    Args:
+      quick: tiny sizes, one turn each.
+      large: let masks grow on CPU as far as on an accelerator.
+      accelerator: whether there is one.
+    """
     if quick:
-        return Scale(short, 4, 4, 48, 4, 0, (1000, 4000), (1, 2), accelerator, False)
-    sizes = (1_000_000, 4_000_000, 11_000_000, 25_000_000)
+        return Scale(
+            effort=Effort(1, 1),
+            width=4,
+            batch=4,
+            dense=48,
+            rank=4,
+            product=64,
+            growth=(1000, 4000),
+            models=(1, 2),
+            half=False,
+            unet="tiny",
+        )
+    growth = (1_000_000, 4_000_000, 11_000_000, 25_000_000)
     if accelerator or large:
-        sizes += (50_000_000, 100_000_000, 200_000_000)
-    batch, product = (512, 8192) if accelerator else (64, 0)
-    counts = (1, 2, 4, 8, 16, 32, 64)
+        growth += (50_000_000, 100_000_000, 200_000_000)
     return Scale(
-        full, 64, batch, 2048, 64, product, sizes, counts, accelerator, accelerator
+        effort=Effort(),
+        width=64,
+        batch=512 if accelerator else 64,
+        dense=2048,
+        rank=64,
+        product=8192 if accelerator else 0,
+        growth=growth,
+        models=(1, 2, 4, 8, 16, 32, 64),
+        half=accelerator,
+        unet="full" if accelerator else None,
     )

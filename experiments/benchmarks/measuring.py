@@ -42,7 +42,6 @@ class Row:
       timings: by contender.
       note: what else was measured, in words, or why nothing was.
       target: what is wanted, in words, if anything is.
-      ratio: contender over contender that tells, the slower the better for ours.
     """
 
     case: str
@@ -63,17 +62,14 @@ class Effort(NamedTuple):
     """How long to measure.
 
     Attributes:
-      rounds: turns at least.
+      least: turns at least.
       most: turns at most.
-      seconds: no further turn after this time.
+      seconds: no turn beyond the least after this time.
     """
 
-    rounds: int
-    most: int
-    seconds: float
-
-
-FULL, QUICK = Effort(5, 31, 10.0), Effort(1, 1, 0.0)
+    least: int = 5
+    most: int = 31
+    seconds: float = 10.0
 
 
 def timing(seconds: Sequence[float]) -> Timing:
@@ -93,7 +89,7 @@ def in_turns(runs: Mapping[str, Run], effort: Effort) -> dict[str, Timing]:
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     begun = time.perf_counter()
     for turn in range(effort.most):
-        if turn >= effort.rounds and time.perf_counter() - begun > effort.seconds:
+        if turn >= effort.least and time.perf_counter() - begun > effort.seconds:
             break
         for name, run in runs.items():
             start = time.perf_counter()
@@ -102,11 +98,11 @@ def in_turns(runs: Mapping[str, Run], effort: Effort) -> dict[str, Timing]:
     return {name: timing(found) for name, found in seconds.items()}
 
 
-def guarded(case: str, rows: Callable[[], Iterator[Row]]) -> Iterator[Row]:
+def guarded(case: str, what: str, rows: Callable[[], Iterator[Row]]) -> Iterator[Row]:
     """The rows of a case; what fails becomes the last of them, and says so."""
     try:
         yield from rows()
     except Exception as error:  # out of memory, an operation that is missing, …
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        first = (str(error).strip() or "no message").splitlines()[0]
         note = f"failed: {type(error).__name__}: {first[:200]}"
-        yield Row(case, "did not finish", note=note)
+        yield Row(case, what, note=note)

@@ -4,6 +4,7 @@ Needs torch, as ``pip install 'mujax[bench]'`` brings it; :func:`available` says
 it is there. Kernels lie as PyTorch has them: (out, in, kh, kw) and (out, in).
 """
 
+import importlib
 import importlib.util
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,14 +19,13 @@ def available() -> bool:
 
 def device() -> str:
     """Where torch computes: a GPU if it sees one."""
-    import torch
-
+    torch = _torch()
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def finished(function: Callable[[], Any]) -> Callable[[], Any]:
     """A run that returns only when the device has done it."""
-    import torch
+    torch = _torch()
 
     def run():
         found = function()
@@ -38,8 +38,7 @@ def finished(function: Callable[[], Any]) -> Callable[[], Any]:
 
 def tensors(arrays: Sequence[Any]) -> list[Any]:
     """Arrays on torch's device; kernels HWIO and (in, out) turn to PyTorch's order."""
-    import torch
-
+    torch = _torch()
     orders = {2: (1, 0), 4: (3, 2, 0, 1)}
     turned = [
         np.array(np.transpose(a, orders[a.ndim]) if a.ndim in orders else a)
@@ -50,8 +49,7 @@ def tensors(arrays: Sequence[Any]) -> list[Any]:
 
 def mask_by_sorting(scores: Sequence[Any], fraction: float) -> list[Any]:
     """The largest scores of all tensors, by the rank of each: a double argsort."""
-    import torch
-
+    torch = _torch()
     flat = torch.cat([s.flatten() for s in scores])
     ranks = torch.argsort(torch.argsort(flat, descending=True))
     kept = (ranks < int(fraction * flat.numel())).split([s.numel() for s in scores])
@@ -60,8 +58,7 @@ def mask_by_sorting(scores: Sequence[Any], fraction: float) -> list[Any]:
 
 def mask_by_kth_value(scores: Sequence[Any], fraction: float) -> list[Any]:
     """The scores above the k-th of all; what ties with it stays out."""
-    import torch
-
+    torch = _torch()
     flat = torch.cat([s.flatten() for s in scores])
     rest = flat.numel() - int(fraction * flat.numel())
     bar = flat.kthvalue(rest).values
@@ -79,32 +76,14 @@ def bases(kernels: Sequence[Any], energy: float) -> list[tuple[Any, Any]]:
 
 def low_rank_basis(matrix: Any, rank: int) -> tuple[Any, Any]:
     """Left and right singular vectors by torch's randomised range finder."""
-    import torch
-
+    torch = _torch()
     left, _, right = torch.svd_lowrank(matrix, q=rank + 10, niter=2)
     return left[:, :rank], right[:, :rank]
 
 
-def _matrices(kernel: Any) -> Any:
-    """A kernel as matrices (B, m, n)."""
-    if kernel.ndim == 2:
-        return kernel[None]
-    return kernel.permute(1, 0, 2, 3).flatten(2)
-
-
-def _basis(matrices: Any, energy: float) -> tuple[Any, Any]:
-    """Singular vectors (B, m, r) and (B, n, r)."""
-    import torch
-
-    left, sigma, right = torch.linalg.svd(matrices, full_matrices=False)
-    held = torch.cumsum(sigma**2, 1)
-    rank = int((held < energy * held[:, -1:]).sum(1).max()) + 1
-    return left[..., :rank], right.mT[..., :rank]
-
-
 def resnet18(width: int, classes: int = 10) -> Any:
     """He et al.'s ResNet-18 for small images: a 3×3 stem and no pooling before."""
-    from torch import nn
+    nn = _torch().nn
 
     def convolution(inputs, outputs, size, stride):
         padding = size // 2
@@ -136,7 +115,7 @@ def resnet18(width: int, classes: int = 10) -> Any:
 
 
 def training_step(width: int, images: Any, labels: Any, half: bool) -> Callable:
-    """A run that takes one step of SGD with momentum, channels last.
+    """A run that takes one step of SGD with momentum and returns the loss.
 
     Args:
       width: channels of the ResNet-18's stem.
@@ -144,8 +123,7 @@ def training_step(width: int, images: Any, labels: Any, half: bool) -> Callable:
       labels: int, NumPy.
       half: compute in bfloat16 under autocast.
     """
-    import torch
-
+    torch = _torch()
     model = resnet18(width).to(device()).to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     x = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
@@ -158,5 +136,27 @@ def training_step(width: int, images: Any, labels: Any, half: bool) -> Callable:
             loss = torch.nn.functional.cross_entropy(model(x), y)
         loss.backward()
         optimizer.step()
+        return loss.detach()
 
     return finished(step)
+
+
+def _torch() -> Any:
+    """The package, where it is installed; nothing else here needs it to be."""
+    return importlib.import_module("torch")
+
+
+def _matrices(kernel: Any) -> Any:
+    """A kernel as matrices (B, m, n)."""
+    if kernel.ndim == 2:
+        return kernel[None]
+    return kernel.permute(1, 0, 2, 3).flatten(2)
+
+
+def _basis(matrices: Any, energy: float) -> tuple[Any, Any]:
+    """Singular vectors (B, m, r) and (B, n, r)."""
+    torch = _torch()
+    left, sigma, right = torch.linalg.svd(matrices, full_matrices=False)
+    held = torch.cumsum(sigma**2, 1)
+    rank = int((held < energy * held[:, -1:]).sum(1).max()) + 1
+    return left[..., :rank], right.mT[..., :rank]

@@ -123,9 +123,12 @@ def page(records: Mapping[str, Any]) -> str:
 def section(name: str, record: Mapping[str, Any]) -> str:
     """A machine's part of the page."""
     versions = ", ".join(f"{k} {v}" for k, v in record["versions"].items())
-    lines = [f"## {record['machine']}", "", f"{versions}."]
-    lines += [f"`{command}`" for command in record["commands"]]
-    lines += ["", "| Case | What | Ratio | mujax, ms | PyTorch, ms | Wanted | Besides |"]
+    commands = " and ".join(f"`{command}`" for command in record["commands"])
+    lines = [f"## {record['machine']}", "", f"{versions}, by {commands}."]
+    lines += [
+        "",
+        "| Case | What | Ratio | mujax, ms | PyTorch, ms | Wanted | Besides |",
+    ]
     lines += ["| :-- | :-- | --: | --: | --: | :-- | :-- |"]
     for row in map(_row, record["rows"]):
         ratio = "" if row.ratio is None else f"**{row.ratio:.2f}**"

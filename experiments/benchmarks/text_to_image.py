@@ -1,4 +1,4 @@
-"""A step of unlearning in Stable Diffusion 1's U-Net, full size, with random weights."""
+"""Steps of unlearning in Stable Diffusion 1's U-Net, full size, of random weights."""
 
 import functools
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from experiments.benchmarks.cases import Scale
-from experiments.benchmarks.measuring import OURS, Row, in_turns
+from experiments.benchmarks.measuring import OURS, Row, guarded, in_turns
 from experiments.text_to_image import sizes
 from experiments.text_to_image.pipeline import Networks
 from mujax import diffusion, roles, subspace, transforms
@@ -45,23 +45,22 @@ TINY: dict[str, dict[str, Any]] = {
 }
 
 
-def sd(scale: Scale, accelerator: bool, quick: bool) -> Iterator[Row]:
+def sd(scale: Scale) -> Iterator[Row]:
     """Steps of SalUn, of SEMU's cores and of the attention to the prompt."""
-    if not accelerator and not quick:
-        yield Row("sd", "U-Net of 860 M parameters", note="skipped: no accelerator here")
+    if scale.unet is None:
+        what = "Stable Diffusion 1's U-Net of 860 M parameters"
+        yield Row("sd", what, note="skipped: there is no accelerator here")
         return
-    side = 8 if quick else SIDE
-    model = Networks(TINY if quick else sizes.SD1, dtype=jnp.bfloat16, remat=True)
-    context = TINY["unet"]["cross_attention_dim"] if quick else 768
+    config, side = (sizes.SD1, SIDE) if scale.unet == "full" else (TINY, 8)
+    model = Networks(config, dtype=jnp.bfloat16, remat=True)
     keys = jax.random.split(jax.random.key(0), 4)
-    shapes = model.shapes["unet"]
-    params = {"unet": random_weights(shapes, keys[0])}
+    params = {"unet": random_weights(model.shapes["unet"], keys[0])}
+    width = config["unet"]["cross_attention_dim"]
     batch = (
         jax.random.normal(keys[1], (BATCH, side, side, 4)),
-        *jax.random.normal(keys[2], (2, BATCH, LENGTH, context)),
+        *jax.random.normal(keys[2], (2, BATCH, LENGTH, width)),
         keys[3],
     )
-    count = sizes.count(shapes)
 
     def loss_fn(params, batch):
         images, said, instead, key = batch
@@ -77,13 +76,14 @@ def sd(scale: Scale, accelerator: bool, quick: bool) -> Iterator[Row]:
             timesteps=diffusion.uniform_timesteps,
         )
 
+    count = sizes.count(params)
     for name, make in (("SalUn", salun), ("SEMU", cores), ("attn2", attention)):
         what = f"{name} with Adam, {count:,} parameters, batch of {BATCH}, bfloat16"
-        try:
+
+        def rows(what=what, make=make):
             yield measured(scale, what, *make(loss_fn, params), batch)
-        except Exception as error:  # the next may fit
-            why = str(error).splitlines()[0][:200]
-            yield Row("sd", what, note=f"failed: {type(error).__name__}: {why}")
+
+        yield from guarded("sd", what, rows)
 
 
 def measured(scale: Scale, what: str, step, carry, fixed, batch) -> Row:

@@ -370,8 +370,13 @@ def chosen(config: StudyConfig) -> list[str]:
     return names
 
 
-def choose(names: str, known: Iterable[str]) -> list[str]:
+def choose(names: str, known: Iterable[str], of: str = "method") -> list[str]:
     """The names in a comma-separated list, in the known order.
+
+    Args:
+      names: the value of the flag.
+      known: names to choose from.
+      of: what is named; the flag is its plural.
 
     Raises:
       ConfigError: a name is unknown, or there is none.
@@ -387,7 +392,7 @@ def choose(names: str, known: Iterable[str]) -> list[str]:
     if unknown or not wanted:
         what = printable(", ".join(unknown)) or "in it"
         raise ConfigError(
-            f"--methods {names!r}: there is no method {what}. Choose from "
+            f"--{of}s {names!r}: there is no {of} {what}. Choose from "
             f"{', '.join(known)}, or all."
         )
     return [name for name in known if name in wanted]
