@@ -10,4 +10,4 @@ here=$(dirname "$0")
 python3 -m experiments.classification --dataset "${2:-cifar10}" --augment True --model resnet18 \
     --precision bfloat16 --seeds "$1" --workers 6 --out "$here/cifar10-resnet18" \
     --recipes experiments/classification/configs/cifar10-resnet18-random-0.1.json \
-    --train.epochs 24 --train.batch-size 256 "${@:3}"
+    --train.epochs 30 --train.batch-size 256 "${@:3}"
