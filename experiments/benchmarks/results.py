@@ -26,7 +26,8 @@ HEAD = """# Benchmarks
 
 `python -m experiments.benchmarks` adds a section for the machine that it runs on.
 Medians, with quartiles in brackets, of runs in turns with PyTorch in the same process,
-after compilation. The ratio is PyTorch's time over ours: above 1, ours is faster.
+after compilation. The ratio is PyTorch's time over ours: above 1, ours is faster. Read
+ratios before times, which grow where other work shares the machine.
 """
 VERSIONS = ("mujax", "jax", "flax", "optax", "torch")
 
