@@ -8,7 +8,7 @@ mask keeps the highest scores. Masks are trees of booleans for
 :func:`mujax.transforms.mask_updates`. Selection is exact and made of sums, counts and
 compares of the floats' bits alone, so it neither sorts nor gathers parameters, under
 ``jit``, ``vmap`` and any sharding. It passes over them a few times on CPU, once for
-each of 32 bits elsewhere, and once more for each where scores tie.
+each of 32 bits elsewhere, and as often again to settle scores that tie.
 
 Outside ``jit`` a score that is not finite is an error that names its leaf. Inside,
 where nothing can be raised, such scores give a mask that is false everywhere: nothing
@@ -295,28 +295,22 @@ def _top_count_mask(saliency: PyTree, wanted: jax.Array) -> PyTree:
     bar = _bar(keys, wanted)
     ties_wanted = wanted - _count(keys, lambda key: key > bar)
 
-    # Equal scores are settled by position: the largest prefix that holds no more than
-    # the wanted number of ties. Bisecting on the index again needs no cumulative sum,
-    # which would gather a sharded leaf.
-    indices = _flat_indices(leaves)
+    # Equal scores are settled by position: an index turned round is the larger the
+    # earlier it stands, and none is 0.
+    def earliness():
+        return [~index for index in _flat_indices(leaves)]
 
-    def ties_before(end):
-        return sum(
-            jnp.sum((key == bar) & (index < end), dtype=jnp.uint32)
-            for key, index in zip(keys, indices, strict=True)
-        )
+    def least_earliness():
+        pairs = zip(keys, earliness(), strict=True)
+        return _bar([jnp.where(k == bar, early, 0) for k, early in pairs], ties_wanted)
 
+    all_ties = _count(keys, lambda key: key == bar) == ties_wanted
+    least = jax.lax.cond(all_ties, lambda: jnp.uint32(0), least_earliness)
     sound = _sound(saliency)
-    everything = jnp.uint32(0xFFFFFFFF)
-    end = jax.lax.cond(
-        ties_before(everything) == ties_wanted,
-        lambda: everything,
-        lambda: _largest(lambda end: ties_before(end) <= ties_wanted),
-    )
     return structure.unflatten(
         [
-            sound & ((key > bar) | ((key == bar) & (index < end)))
-            for key, index in zip(keys, indices, strict=True)
+            sound & ((key > bar) | ((key == bar) & (early >= least)))
+            for key, early in zip(keys, earliness(), strict=True)
         ]
     )
 

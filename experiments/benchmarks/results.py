@@ -26,7 +26,8 @@ HEAD = """# Benchmarks
 
 `python -m experiments.benchmarks` adds a section for the machine that it runs on.
 Medians, with quartiles in brackets, of runs in turns with PyTorch in the same process,
-after compilation. The ratio is PyTorch's time over ours: above 1, ours is faster.
+after compilation. The ratio is PyTorch's time over ours: above 1, ours is faster. Read
+ratios before times, which grow where other work shares the machine.
 """
 VERSIONS = ("mujax", "jax", "flax", "optax", "torch")
 
@@ -86,22 +87,24 @@ def merged(
     old: Any, machine: Machine, command: str, rows: Sequence[Row]
 ) -> dict[str, Any]:
     """A machine's record after a run."""
-    new = [dataclasses.asdict(row) for row in rows]
-    new = [row | {"timings": _plain(row["timings"])} for row in new]
-    record = {"machine": machine.name, "versions": dict(machine.versions)}
+    new = [_plain(row) for row in rows]
+    record = dataclasses.asdict(machine)
     if old is None or old["versions"] != record["versions"]:
         return record | {"commands": [command], "rows": new}
-    ran = {row["case"] for row in new}
+    ran = {row.case for row in rows}
     kept = [row for row in old["rows"] if row["case"] not in ran]
     commands = [c for c in old["commands"] if c != command]
     return record | {"commands": [*commands, command], "rows": kept + new}
 
 
-def _plain(timings: Mapping[str, Timing]) -> dict[str, Any]:
-    return {name: timing._asdict() for name, timing in timings.items()}
+def _plain(row: Row) -> dict[str, Any]:
+    """A row for JSON."""
+    timings = {name: timing._asdict() for name, timing in row.timings.items()}
+    return vars(row) | {"timings": timings}
 
 
 def _row(plain: Mapping[str, Any]) -> Row:
+    """The row that JSON holds."""
     timings = {name: Timing(**timing) for name, timing in plain["timings"].items()}
     return Row(**{**plain, "timings": timings})
 
@@ -124,7 +127,7 @@ def section(name: str, record: Mapping[str, Any]) -> str:
     """A machine's part of the page."""
     versions = ", ".join(f"{k} {v}" for k, v in record["versions"].items())
     commands = " and ".join(f"`{command}`" for command in record["commands"])
-    lines = [f"## {record['machine']}", "", f"{versions}, by {commands}."]
+    lines = [f"## {record['name']}", "", f"{versions}, by {commands}."]
     lines += [
         "",
         "| Case | What | Ratio | mujax, ms | PyTorch, ms | Wanted | Besides |",
@@ -135,7 +138,7 @@ def section(name: str, record: Mapping[str, Any]) -> str:
         times = [milliseconds(row.timings.get(name)) for name in (OURS, THEIRS)]
         cells = [row.case, row.what, ratio, *times, row.target, row.note]
         lines.append(f"| {' | '.join(cell.replace('|', '¦') for cell in cells)} |")
-    return "\n".join([*lines, "", f"![Ratios on {record['machine']}]({name}.png)", ""])
+    return "\n".join([*lines, "", f"![Ratios on {record['name']}]({name}.png)", ""])
 
 
 def milliseconds(timing: Timing | None) -> str:
@@ -158,13 +161,13 @@ def _digits(x: float) -> str:
 @drawing.styled
 def plot(path: pathlib.Path, rows: Sequence[Row]) -> None:
     """Ratios as bars around 1, where PyTorch was there."""
-    shown = [row for row in rows if row.ratio is not None]
+    shown = [(row.what, row.ratio) for row in rows if row.ratio is not None]
     figure = matplotlib.figure.Figure((drawing.WIDTH, 1.2 + 0.35 * len(shown)))
     axes = figure.add_subplot()
-    for place, row in enumerate(shown):
-        colour = drawing.PALETTE[0 if row.ratio >= 1 else 1]
-        axes.barh(place, row.ratio - 1, left=1, color=colour, height=0.6)
-    axes.set_yticks(range(len(shown)), [row.what for row in shown])
+    for place, (_, ratio) in enumerate(shown):
+        colour = drawing.PALETTE[0 if ratio >= 1 else 1]
+        axes.barh(place, ratio - 1, left=1, color=colour, height=0.6)
+    axes.set_yticks(range(len(shown)), [what for what, _ in shown])
     axes.invert_yaxis()
     axes.axvline(1, color=drawing.INK, linewidth=1)
     axes.set_xscale("log")

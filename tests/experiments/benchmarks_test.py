@@ -155,7 +155,7 @@ class ReferenceTest(parameterized.TestCase):
     def test_bases_span_what_ours_span(self, energy):
         kernels = {name: self.tree[name] for name in "ab"}
         ours = subspace.svd_bases(kernels, energy).values()
-        theirs = reference.bases(reference.tensors(kernels.values()), energy)
+        theirs = reference.bases(reference.tensors(list(kernels.values())), energy)
         for basis, (left, right), kernel in zip(ours, theirs, "ab", strict=True):
             if kernel == "b":  # PyTorch has dense kernels the other way round
                 left, right = right, left
