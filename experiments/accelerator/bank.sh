@@ -11,4 +11,4 @@ python3 -m experiments.audit --dataset "${2:-cifar10}" --augment False --model f
     --out "$here/cifar10-bank" \
     --recipes experiments/classification/configs/cifar10-fast_cnn-random-0.1.json \
     --methods finetune,random_label,neggrad_plus,salun,random_mask,semu,semu_retain,cufg,scrub,msg,ct \
-    --train.epochs 12 --train.batch-size 512 --train.learning-rate 0.2 "${@:3}"
+    --train.epochs 12 --train.batch-size 512 --train.learning-rate 0.05 "${@:3}"

@@ -191,11 +191,16 @@ def audited(summary: Summary, banks: Mapping[str, Margins]) -> Summary:
     """
     oracle = banks.get(REFERENCE)
     columns = (*summary.columns, *(audit.column for audit in AUDITS))
+
     def with_audits(entry: MethodSummary) -> MethodSummary:
         bank, values = banks.get(entry.method), {}
         for audit in AUDITS:
             compared = audit.score in (_klom, _klom_retain, _epsilon)
-            if bank is None or oracle is None or (compared and entry.method == REFERENCE):
+            if (
+                bank is None
+                or oracle is None
+                or (compared and entry.method == REFERENCE)
+            ):
                 values[audit.column.key] = Estimate(None, None, 0)
             else:
                 values[audit.column.key] = estimate(audit, bank, oracle)

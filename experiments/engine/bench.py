@@ -142,7 +142,7 @@ class Bench:
             )
         if processes.several() and config.minutes is not None:
             raise cli.ConfigError(
-                f"--minutes {config.minutes:g}: the clocks of several processes differ. "
+                f"--minutes {config.minutes:g}: several processes have as many clocks. "
                 "Leave it out, and end all of them with Ctrl-C instead."
             )
         if processes.several() and (config.batch_models or 1) > 1:

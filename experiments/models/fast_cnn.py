@@ -1,8 +1,8 @@
 """A convolutional network that learns CIFAR-10 in seconds on an accelerator.
 
-A 2×2 stem of 24 channels, then three groups of [3×3 convolution, max-pooling, BatchNorm,
-ReLU, 3×3 convolution, BatchNorm, ReLU], a max over the 3×3 positions that are left and
-one dense layer: the shape of airbench, with plain layers throughout (every kernel and
+A 2×2 stem of 24 channels, then three groups of [3×3 convolution, max-pooling,
+BatchNorm, ReLU, 3×3 convolution, BatchNorm, ReLU], a max over the 3×3 positions that
+are left and one dense layer: the shape of airbench, with plain layers throughout (every kernel and
 scale is trained, none is frozen or whitened), so that masks and cores see what they see
 in any network. A forward pass of a 32×32 image takes 54 million multiplications, a
 tenth of ResNet-18's: a bank of models is affordable.
@@ -11,6 +11,7 @@ Reference: Jordan (2024), 94% on CIFAR-10 in 3.29 Seconds on a Single GPU,
 https://arxiv.org/abs/2404.00498.
 """
 
+import itertools
 from collections.abc import Sequence
 
 import jax
@@ -70,8 +71,7 @@ class Group(nnx.Module):
 
 
 def _groups(widths: Sequence[int], rngs: nnx.Rngs) -> list[Group]:
-    pairs = zip(widths[:-1], widths[1:], strict=True)
-    return [Group(inputs, outputs, rngs=rngs) for inputs, outputs in pairs]
+    return [Group(*pair, rngs=rngs) for pair in itertools.pairwise(widths)]
 
 
 def _convolution(inputs, outputs, size, padding, rngs) -> nnx.Conv:
