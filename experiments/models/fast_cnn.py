@@ -2,10 +2,10 @@
 
 A 2×2 stem of 24 channels, then three groups of [3×3 convolution, max-pooling,
 BatchNorm, ReLU, 3×3 convolution, BatchNorm, ReLU], a max over the 3×3 positions that
-are left and one dense layer: the shape of airbench, with plain layers throughout (every kernel and
-scale is trained, none is frozen or whitened), so that masks and cores see what they see
-in any network. A forward pass of a 32×32 image takes 54 million multiplications, a
-tenth of ResNet-18's: a bank of models is affordable.
+are left and one dense layer: the shape of airbench, with plain layers throughout (every
+kernel and scale is trained, none is frozen or whitened), so that masks and cores see
+what they see in any network. A forward pass of a 32×32 image takes 54 million
+multiplications, a tenth of ResNet-18's: a bank of models is affordable.
 
 Reference: Jordan (2024), 94% on CIFAR-10 in 3.29 Seconds on a Single GPU,
 https://arxiv.org/abs/2404.00498.
