@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import matplotlib.figure
+from matplotlib import ticker
 
 from experiments import files
 from experiments.benchmarks.measuring import OURS, THEIRS, Row, Timing
@@ -171,5 +172,8 @@ def plot(path: pathlib.Path, rows: Sequence[Row]) -> None:
     axes.invert_yaxis()
     axes.axvline(1, color=drawing.INK, linewidth=1)
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda x, _: f"{x:g}"))
+    axes.xaxis.set_minor_formatter(ticker.NullFormatter())
     axes.set_xlabel("PyTorch's time over ours")
     figure.savefig(path, dpi=100, bbox_inches="tight")
