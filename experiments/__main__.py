@@ -11,7 +11,7 @@ COMMANDS = {
     "tune": "search a classifier's recipes against a validation Retrain",
     "reports": "put the studies of a results folder side by side",
     "export": "write an unlearned model in the trained one's form",
-    "benchmarks": "time masks, bases, the corrected gradient and an epoch",
+    "benchmarks": "time the library beside PyTorch",
 }
 
 

@@ -5,9 +5,10 @@ Weight Saliency in Both Image Classification and Generation*, arXiv:2310.12508.
 
 A score says how much each parameter matters to the data that must be forgotten; a
 mask keeps the highest scores. Masks are trees of booleans for
-:func:`mujax.transforms.mask_updates`. Selection is exact and made of sums and
-compares on the floats' bits alone, so it neither sorts nor gathers: it costs 64
-passes over the parameters, under ``jit``, ``vmap`` and any sharding.
+:func:`mujax.transforms.mask_updates`. Selection is exact and made of sums, counts and
+compares of the floats' bits alone, so it neither sorts nor gathers parameters, under
+``jit``, ``vmap`` and any sharding. It passes over them a few times on CPU, once for
+each of 32 bits elsewhere, and as often again to settle scores that tie.
 
 Outside ``jit`` a score that is not finite is an error that names its leaf. Inside,
 where nothing can be raised, such scores give a mask that is false everywhere: nothing
@@ -277,11 +278,9 @@ def _sound(saliency: PyTree) -> jax.Array:
 
 @jax.jit
 def _kth_smallest(tree: PyTree, k: jax.Array) -> jax.Array:
-    """The k-th smallest value by bisection on the bits."""
+    """The k-th smallest value: the largest that N − k + 1 values reach."""
     keys = [_ordered_bits(leaf) for leaf in jax.tree.leaves(tree)]
-    # The k-th smallest is the largest key that more than N − k keys reach.
-    above = jnp.uint32(size(tree)) - k
-    found = _largest(lambda bar: _count(keys, lambda key: key >= bar) > above)
+    found = _bar(keys, jnp.uint32(size(tree)) - k + 1)
     sign = jnp.uint32(1 << 31)
     bits = jnp.where(found >= sign, found ^ sign, ~found)
     value = jax.lax.bitcast_convert_type(bits, jnp.float32)
@@ -293,31 +292,25 @@ def _top_count_mask(saliency: PyTree, wanted: jax.Array) -> PyTree:
     """Marks the ``wanted`` largest entries; ties go to the lower flat index."""
     leaves, structure = jax.tree.flatten(saliency)
     keys = [_ordered_bits(leaf) for leaf in leaves]
-    bar = _largest(lambda bar: _count(keys, lambda key: key >= bar) >= wanted)
+    bar = _bar(keys, wanted)
     ties_wanted = wanted - _count(keys, lambda key: key > bar)
 
-    # Equal scores are settled by position: the largest prefix that holds no more than
-    # the wanted number of ties. Bisecting on the index again needs no cumulative sum,
-    # which would gather a sharded leaf.
-    indices = _flat_indices(leaves)
+    # Equal scores are settled by position: an index turned round is the larger the
+    # earlier it stands, and none is 0.
+    def earliness():
+        return [~index for index in _flat_indices(leaves)]
 
-    def ties_before(end):
-        return sum(
-            jnp.sum((key == bar) & (index < end), dtype=jnp.uint32)
-            for key, index in zip(keys, indices, strict=True)
-        )
+    def least_earliness():
+        pairs = zip(keys, earliness(), strict=True)
+        return _bar([jnp.where(k == bar, early, 0) for k, early in pairs], ties_wanted)
 
+    all_ties = _count(keys, lambda key: key == bar) == ties_wanted
+    least = jax.lax.cond(all_ties, lambda: jnp.uint32(0), least_earliness)
     sound = _sound(saliency)
-    everything = jnp.uint32(0xFFFFFFFF)
-    end = jax.lax.cond(
-        ties_before(everything) == ties_wanted,
-        lambda: everything,
-        lambda: _largest(lambda end: ties_before(end) <= ties_wanted),
-    )
     return structure.unflatten(
         [
-            sound & ((key > bar) | ((key == bar) & (index < end)))
-            for key, index in zip(keys, indices, strict=True)
+            sound & ((key > bar) | ((key == bar) & (early >= least)))
+            for key, early in zip(keys, earliness(), strict=True)
         ]
     )
 
@@ -329,6 +322,37 @@ def _ordered_bits(x: jax.Array) -> jax.Array:
     # Compared as bits throughout: float comparisons flush subnormals to zero on CPU.
     ordered = jnp.where(bits > sign, ~bits, bits | sign)
     return jnp.where((bits & ~sign) > infinity, jnp.uint32(0), ordered)
+
+
+def _bar(keys: list[jax.Array], wanted: jax.Array) -> jax.Array:
+    """The largest uint32 that at least ``wanted`` keys reach, by what is fast here."""
+    return jax.lax.platform_dependent(
+        keys, wanted, cpu=_bar_by_counts, default=_bar_by_bisection
+    )
+
+
+def _bar_by_counts(keys: list[jax.Array], wanted: jax.Array) -> jax.Array:
+    """Counts of the upper 16 bits, then of the lower ones of keys that share them."""
+    high, wanted = _digit([key >> 16 for key in keys], wanted)
+    beyond = jnp.uint32(1 << 16)  # is not counted
+    rest = [jnp.where(key >> 16 == high, key & 0xFFFF, beyond) for key in keys]
+    return (high << 16) | _digit(rest, wanted)[0]
+
+
+def _digit(digits: list[jax.Array], wanted: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The largest of 16 bits that ``wanted`` reach, and how many must equal it."""
+    counts = jnp.zeros(1 << 16, jnp.uint32)
+    for digit in digits:
+        counts = counts.at[digit].add(1, mode="drop")
+    reach = jnp.cumsum(counts[::-1], dtype=jnp.uint32)[::-1]
+    found = jnp.sum(reach >= wanted, dtype=jnp.uint32) - 1
+    above = jnp.max(jnp.where(reach < wanted, reach, 0))
+    return found, wanted - above
+
+
+def _bar_by_bisection(keys: list[jax.Array], wanted: jax.Array) -> jax.Array:
+    """A pass over the keys for each bit: adding to counts is slow on accelerators."""
+    return _largest(lambda bar: _count(keys, lambda key: key >= bar) >= wanted)
 
 
 def _largest(holds: Callable[[jax.Array], jax.Array]) -> jax.Array:

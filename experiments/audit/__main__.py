@@ -83,8 +83,8 @@ class Config(cli.StudyConfig):
     """Do a part of the work alone, such as 2/3: every third pair of models from the
     second on. Run once more without it, in the same --out, for the table of all."""
     model: str = "small_cnn"
-    """Network: small_cnn, resnet18, resnet20, resnet20_strided, vgg16_bn, vit_tiny, or
-    module:factory."""
+    """Network: small_cnn, fast_cnn, resnet18, resnet20, resnet20_strided, vgg16_bn,
+    vit_tiny, or module:factory."""
     recipes: pathlib.Path | None = None
     """JSON file of searched recipes; by default that of the task, if there is one."""
     width: int | None = None

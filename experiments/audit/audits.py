@@ -187,18 +187,20 @@ def audited(summary: Summary, banks: Mapping[str, Margins]) -> Summary:
     """The summary with the audits' columns, ranked by KLOM.
 
     Retrain itself, which the others are compared with, has the audits that compare
-    nothing with it.
+    nothing with it. Where too few models are done there are no numbers yet.
     """
     oracle = banks.get(REFERENCE)
     columns = (*summary.columns, *(audit.column for audit in AUDITS))
-    if oracle is None:
-        return dataclasses.replace(summary, columns=columns, gap=GAP)
 
     def with_audits(entry: MethodSummary) -> MethodSummary:
         bank, values = banks.get(entry.method), {}
         for audit in AUDITS:
             compared = audit.score in (_klom, _klom_retain, _epsilon)
-            if bank is None or (compared and entry.method == REFERENCE):
+            if (
+                bank is None
+                or oracle is None
+                or (compared and entry.method == REFERENCE)
+            ):
                 values[audit.column.key] = Estimate(None, None, 0)
             else:
                 values[audit.column.key] = estimate(audit, bank, oracle)

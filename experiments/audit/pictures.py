@@ -18,9 +18,9 @@ STROKES = ("-", "--", ":", "-.")
 
 
 def figures(summary: Summary, banks: Banks) -> list[report.Figure]:
-    """The figures of the report."""
+    """The figures of the report; none while there is nothing to compare."""
     labels = {m: x for m, x in summary.method_labels.items() if m in banks}
-    if audits.REFERENCE not in banks:
+    if audits.REFERENCE not in banks or len(banks) == 1:  # too few models yet
         return []
     return [
         report.Figure(

@@ -123,8 +123,8 @@ class Config(cli.StudyConfig):
     """Learn from so many training images only, drawn at random once: fewer are
     remembered better, so that there is more to forget. None takes all."""
     model: str = "small_cnn"
-    """Model: small_cnn, resnet18, resnet20, resnet20_strided, vgg16_bn, vit_tiny, or
-    module:factory."""
+    """Model: small_cnn, fast_cnn, resnet18, resnet20, resnet20_strided, vgg16_bn,
+    vit_tiny, or module:factory."""
     recipes: pathlib.Path | None = None
     """JSON file of searched recipes; by default that of the task, if there is one."""
     width: int | None = None
@@ -406,9 +406,9 @@ class Classification:
         labels = estimates.method_labels
         curves, confidences, tables = {}, {}, {}
         for row in store.rows:
-            if row["status"] != "ok":
-                continue
             name, seed = row["method"], row["seed"]
+            if row["status"] != "ok" or not store.has_record(name, seed):
+                continue
             record = store.record(name, seed)
             if "kernels" in record:
                 title = f"Kernels of {labels.get(name, name)}, seed {seed}"

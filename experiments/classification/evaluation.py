@@ -185,13 +185,13 @@ class Evaluator:
         )
 
     def _predict(self, outputs, params, model_state, images, indices) -> np.ndarray:
-        """Outputs for some images, in batches of one size."""
+        """Outputs for some images, in batches of one size, fetched at the end."""
         size, chunks = self.batch_size, []
         for start in range(0, len(indices), size):
             chunk = indices[start : start + size]
             batch = images[np.resize(chunk, size)]
             chunks.append(outputs(params, model_state, batch)[: len(chunk)])
-        return np.concatenate([np.asarray(chunk) for chunk in chunks])
+        return np.concatenate(jax.device_get(chunks))
 
 
 def accuracies(outputs: Outputs) -> dict[str, float]:

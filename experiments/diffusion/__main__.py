@@ -346,9 +346,9 @@ class Generation:
         names = estimates.method_labels
         images, losses = {}, {}
         for row in store.rows:
-            if row["status"] != "ok":
-                continue
             name, seed = row["method"], row["seed"]
+            if row["status"] != "ok" or not store.has_record(name, seed):
+                continue
             record = store.record(name, seed)
             images.setdefault(name, record["images"])
             if "loss" in record:

@@ -9,6 +9,7 @@ import copy
 import dataclasses
 import functools
 import hashlib
+import math
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
@@ -142,6 +143,11 @@ class Bench:
                 f"--workers {config.workers}: runs that share {count} devices go one "
                 "by one. Leave it out, or give --devices 1."
             )
+        if processes.several() and config.minutes is not None:
+            raise cli.ConfigError(
+                f"--minutes {config.minutes:g}: several processes have as many clocks. "
+                "Leave it out, and end all of them with Ctrl-C instead."
+            )
         if processes.several() and (config.batch_models or 1) > 1:
             raise cli.ConfigError(
                 f"--batch-models {config.batch_models}: a batch of models lies in one "
@@ -176,7 +182,8 @@ class Bench:
         size = self.config.batch_models or self._default_batch()
         with Display(sum(self.steps(name) for name, _ in runs), table) as display:
             jobs = [self._job(*batch, display) for batch in _batches(runs, size)]
-            workers.work(jobs, self.at_once)
+            minutes = math.inf if self.config.minutes is None else self.config.minutes
+            workers.work(jobs, self.at_once, 60 * minutes)
 
     @property
     def at_once(self) -> int:

@@ -26,7 +26,7 @@ from experiments.errors import UserError, printable, say
 from experiments.models.precision import Precision
 
 EXTENDABLE = (
-    *("methods", "seeds", "out", "cache", "keep_every", "memory"),
+    *("methods", "seeds", "out", "cache", "keep_every", "memory", "minutes"),
     *("workers", "batch_models", "devices", "shard_parameters"),
     *("coordinator", "processes", "process", "command", "adapted"),
 )
@@ -76,6 +76,9 @@ class StudyConfig:
     precision: Precision = "float32"
     """What layers compute in, float32 or bfloat16; parameters, statistics and gradients
     are float32."""
+    minutes: float | None = None
+    """Begin no run after so many minutes, and show what there is by then; the same
+    command goes on with the rest."""
     workers: int | None = None
     """Runs at once, each on a thread; None is one a core for small models on CPU, and
     one else. Times are exact where it is 1."""
@@ -105,6 +108,7 @@ class StudyConfig:
             ("memory", recipes.NOT_NEGATIVE),
             ("workers", recipes.COUNT_OR_NONE),
             ("batch_models", recipes.COUNT_OR_NONE),
+            ("minutes", recipes.NOT_NEGATIVE_OR_NONE),
         ):
             value = getattr(self, name)
             if not limit.holds(value):
@@ -366,8 +370,13 @@ def chosen(config: StudyConfig) -> list[str]:
     return names
 
 
-def choose(names: str, known: Iterable[str]) -> list[str]:
+def choose(names: str, known: Iterable[str], of: str = "method") -> list[str]:
     """The names in a comma-separated list, in the known order.
+
+    Args:
+      names: the value of the flag.
+      known: names to choose from.
+      of: what is named; the flag is its plural.
 
     Raises:
       ConfigError: a name is unknown, or there is none.
@@ -383,7 +392,7 @@ def choose(names: str, known: Iterable[str]) -> list[str]:
     if unknown or not wanted:
         what = printable(", ".join(unknown)) or "in it"
         raise ConfigError(
-            f"--methods {names!r}: there is no method {what}. Choose from "
+            f"--{of}s {names!r}: there is no {of} {what}. Choose from "
             f"{', '.join(known)}, or all."
         )
     return [name for name in known if name in wanted]

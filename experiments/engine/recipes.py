@@ -59,6 +59,10 @@ COUNT = Limit(_whole(1), "a number from 1 to a million")
 COUNT_OR_NONE = Limit(
     lambda value: value is None or COUNT.holds(value), f"{COUNT.wanted}, or None"
 )
+NOT_NEGATIVE_OR_NONE = Limit(
+    lambda value: value is None or NOT_NEGATIVE.holds(value),
+    f"{NOT_NEGATIVE.wanted}, or None",
+)
 COUNT_OR_0 = Limit(_whole(0), "a whole number of at least 0")
 SWITCH = Limit(lambda value: isinstance(value, bool), "true or false")
 

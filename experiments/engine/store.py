@@ -204,6 +204,10 @@ class Store:
         environment["precision"] = self.config.get("precision", "float32")
         return {"config": self.config, "environment": environment, "rows": self.rows}
 
+    def has_record(self, method: str, seed: int) -> bool:
+        """Whether a run's arrays lie here; a folder may keep its rows alone."""
+        return self._record_path(method, seed).exists()
+
     def record(self, method: str, seed: int) -> dict[str, np.ndarray]:
         """The arrays kept with a finished run.
 

@@ -5,8 +5,10 @@ writing: runs that do not wait for each other fill the gaps. Programs of JAX rel
 Python's lock while they run.
 """
 
+import math
 import os
 import threading
+import time
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
@@ -44,12 +46,14 @@ def default(num_params: int) -> int:
     return min(len(os.sched_getaffinity(0)), 8)
 
 
-def work(jobs: Sequence[Job], count: int) -> None:
+def work(jobs: Sequence[Job], count: int, seconds: float = math.inf) -> None:
     """Does all jobs, so many at once, each after those that it needs.
 
-    Of those that can be done the first is begun. If one fails, the others stop at
-    their next :func:`check`, and its error is raised here.
+    Of those that can be done the first is begun, and none after so many seconds. If
+    one fails, the others stop at their next :func:`check`, and its error is raised
+    here.
     """
+    until = time.monotonic() + seconds
     waiting, undone = list(jobs), {name for job in jobs for name in job.names}
     errors: list[BaseException] = []
     stop, changed = threading.Event(), threading.Condition()
@@ -62,14 +66,14 @@ def work(jobs: Sequence[Job], count: int) -> None:
         return None
 
     if count <= 1:
-        while (job := ready()) is not None:
+        while time.monotonic() <= until and (job := ready()) is not None:
             job.run()
             undone.difference_update(job.names)
         return
 
     def take() -> Job | None:
         with changed:
-            while waiting and not stop.is_set():
+            while waiting and not stop.is_set() and time.monotonic() <= until:
                 if (job := ready()) is not None:
                     return job
                 changed.wait()

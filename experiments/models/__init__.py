@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from flax import linen
 
 from experiments.models.border import Model, ModelError, flatten, from_linen, from_nnx
+from experiments.models.fast_cnn import FastCNN
 from experiments.models.resnet import resnet18, resnet20
 from experiments.models.small_cnn import SmallCNN
 from experiments.models.vgg import VGG16
@@ -32,6 +33,7 @@ __all__ = ("FACTORIES", "Model", "ModelError", "build", "from_linen", "from_nnx"
 
 FACTORIES: dict[str, Callable[..., Any]] = {
     "small_cnn": SmallCNN,
+    "fast_cnn": FastCNN,
     "resnet18": resnet18,
     "resnet20": resnet20,
     "resnet20_strided": functools.partial(resnet20, stem_stride=2),

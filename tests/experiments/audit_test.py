@@ -14,7 +14,7 @@ from absl.testing import absltest, parameterized
 
 from experiments import data
 from experiments.audit import __main__ as audit
-from experiments.audit import audits, pool
+from experiments.audit import audits, pictures, pool
 from experiments.audit.bank import Margins
 from experiments.reporting.summary import summarise
 from tests import command_line
@@ -173,6 +173,20 @@ class AuditsTest(parameterized.TestCase):
         found = estimates(*bank(models=8, examples=100))  # 400 · 1 % = 4 accused
         self.assertIsNone(found["ratio_tpr"].mean)
         self.assertIsNotNone(estimates(*bank())["ratio_tpr"].mean)
+
+    @parameterized.parameters([()], [("retrain",)])
+    def test_a_bank_that_has_too_few_models_yet_has_no_numbers(self, done):
+        _, oracle = bank(models=8, examples=6)
+        rows = [
+            {"method": name, "seed": 0, "ua": 1.0, "ra": 1.0, "ta": 1.0, "gap": 0.0}
+            for name in ("retrain", "salun")
+        ]
+        banks = dict.fromkeys(done, oracle)
+        table = audits.audited(summarise(rows, ()), banks)
+        for entry in table.methods:
+            self.assertIsNone(entry.values["klom"].mean)
+        for figure in pictures.figures(table, banks):
+            figure.draw()
 
     def test_the_table_has_the_floor_and_no_distance_of_retrain_to_itself(self):
         ours, oracle = bank()

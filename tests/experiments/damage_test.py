@@ -115,7 +115,6 @@ class DamageTest(parameterized.TestCase):
             self.assertEqual(run(self.out)[0], 0)
 
     @parameterized.named_parameters(
-        ("gone", lambda path: path.unlink()),
         ("empty", lambda path: path.write_bytes(b"")),
         ("truncated", lambda path: path.write_bytes(path.read_bytes()[:300])),
         ("garbage", lambda path: path.write_bytes(b"PK\3\4" * 99)),
@@ -127,6 +126,14 @@ class DamageTest(parameterized.TestCase):
         page = (self.out / "report.html").read_bytes()
         self.refused(2, r"records/finetune-0\.npz cannot be read.*remove the row of")
         self.assertEqual((self.out / "report.html").read_bytes(), page)
+
+    def test_rows_alone_are_a_table(self):
+        for part in ("records", "checkpoints"):
+            shutil.rmtree(self.out / part)
+        with mock.patch.object(study, "execute", side_effect=AssertionError):
+            code, out, err = run(self.out)
+        self.assertEqual(code, 0, err)
+        self.assertIn("FT", out)
 
     @parameterized.parameters(
         ("results.json", b"", "cannot be read"),

@@ -278,6 +278,7 @@ class SizeTest(parameterized.TestCase):
     @parameterized.named_parameters(
         ("small_cnn", "small_cnn", (8, 8, 1), 24_058),
         ("small_cnn_fashion", "small_cnn", (28, 28, 1), 24_058),
+        ("fast_cnn", "fast_cnn", (32, 32, 3), 569_642),
         ("resnet18", "resnet18", (32, 32, 3), 11_173_962),
         ("resnet20", "resnet20", (32, 32, 3), 269_722),
         ("resnet20_strided", "resnet20_strided", (32, 32, 3), 269_722),
@@ -547,7 +548,7 @@ class BuildTest(parameterized.TestCase):
         (
             "unknown",
             "resnet50",
-            "small_cnn, resnet18, resnet20, resnet20_strided, vgg16",
+            "small_cnn, fast_cnn, resnet18, resnet20, resnet20_strided, vgg16",
         ),
         ("half", "own_models:", "unknown model 'own_models:'"),
         ("no_module", "nowhere_at_all:net", "No module named 'nowhere_at_all'"),

@@ -32,6 +32,14 @@ class WorkTest(parameterized.TestCase):
         together = threading.Barrier(3, timeout=30)
         workers.work([Job([i], (), together.wait) for i in range(3)], 3)
 
+    @parameterized.parameters(1, 2)
+    def test_nothing_begins_after_the_time(self, count):
+        done = []
+        jobs = [Job([i], [i - 1], lambda i=i: done.append(i)) for i in range(4)]
+        with mock.patch.object(workers.time, "monotonic", lambda: float(len(done))):
+            workers.work(jobs, count, seconds=1.5)
+        self.assertEqual(done, [0, 1])
+
     def test_an_error_stops_the_others_and_is_raised(self):
         begun = threading.Event()
 
