@@ -24,7 +24,7 @@ import matplotlib
 
 ROOT = pathlib.Path(__file__).parent.parent
 FENCE = re.compile(
-    r"^```(\w+)(?: title=\"(.*)\")?\n(.*?)^```$", re.DOTALL | re.MULTILINE
+    r"^```(\w+)(?: title=\"([^\"\n]*)\")?\n(.*?)^```$", re.DOTALL | re.MULTILINE
 )
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 

@@ -48,11 +48,14 @@ def _mathml(source: str, display: str) -> str:
 
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
-    """Adds the pages from elsewhere."""
+    """Adds the pages from elsewhere, and the pictures beside them."""
     root = pathlib.Path(config.config_file_path).parent
     for page, source in ELSEWHERE.items():
         text = relink((root / source).read_text(), source)
         files.append(File.generated(config, page, content=text))
+        for picture in (root / source).parent.glob("*.png"):
+            where = str(picture.relative_to(root))
+            files.append(File.generated(config, where, abs_src_path=str(picture)))
     return files
 
 
