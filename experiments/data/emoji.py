@@ -30,8 +30,7 @@ CREDIT = (
 )
 USUAL = (
     *("cat face", "banana", "strawberry", "penguin", "turtle", "butterfly"),
-    *("red heart", "star", "rocket", "automobile", "umbrella", "mushroom"),
-    *("bomb", "rose", "anchor", "crown"),
+    *("red heart", "star", "rocket", "automobile", "umbrella", "bomb"),
 )
 """Things that differ in all three styles, as many as two cores can learn to draw."""
 
@@ -41,8 +40,8 @@ _WORDINGS = (
     "picture of {subject}, {style}",
 )
 _PARAPHRASES = (
-    "{style} {subject}",
-    "{subject} in a {style} picture",
+    "{style}, {subject} picture",
+    "{subject} picture, {style}",
 )
 _PACKAGES = {
     "emoji": "emoji",

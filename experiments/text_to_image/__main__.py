@@ -18,7 +18,6 @@ from jax.core import Tracer
 from experiments.data import captions, emoji
 from experiments.data.captions import Captioned
 from experiments.diffusion import generation
-from experiments.diffusion.methods import METHODS
 from experiments.diffusion.optimisation import Optimisation
 from experiments.diffusion.recipes import resolve
 from experiments.engine import bench, cli, study
@@ -31,6 +30,7 @@ from experiments.models.precision import computing_in
 from experiments.reporting import figures, report, summary
 from experiments.reporting.summary import Column
 from experiments.text_to_image import concept, recipes
+from experiments.text_to_image.methods import METHODS
 from experiments.text_to_image.small import text_to_image
 from mujax import diffusion, methods
 
@@ -143,7 +143,7 @@ class Config(cli.StudyConfig):
     """Pictures: emoji, or folder:PATH for images with a table of captions beside them
     (metadata.jsonl, captions.jsonl or metadata.csv: file_name, text)."""
     augment: bool | None = None
-    """Learn from pictures moved by a pixel, too; None does."""
+    """Learn from pictures moved by a pixel, too; None does not, for it takes longer."""
     seeds: int = 3
     """Number of seeds, from 0."""
     trainings: int = 1
@@ -260,7 +260,7 @@ class TextToImage:
         self.config, self.pictures, self.concept = config, pictures, wanted
         devices = Devices.choose(config.devices, config.shard_parameters)
         material = concept.material(
-            pictures, wanted, config.channels, config.augment is not False, devices
+            pictures, wanted, config.channels, bool(config.augment), devices
         )
         self.feed, self.prompts = material.feed, material.prompts
         shape = self.feed.examples["image"].shape[1:]
@@ -270,7 +270,7 @@ class TextToImage:
             "model": "text-to-image",
             "widths": config.widths,
             "channels": config.channels,
-            "augment": config.augment is not False,
+            "augment": bool(config.augment),
             "dataset": pictures.fingerprint,
         }
         self.schedule = diffusion.scaled_linear_schedule(SCHEDULE_STEPS)

@@ -16,7 +16,7 @@ from experiments.engine.cache import Cache
 from experiments.engine.devices import Devices
 from experiments.text_to_image.small import Patches, Prompts, fit_patches
 
-SHIFTS = ((0, 0), (0, 1), (1, 0), (0, -1), (-1, 0))  # of a picture in training, pixels
+SHIFTS = ((0, 0), (0, 1), (1, 0), (0, -1), (-1, 0))  # pixels; a picture is this many
 JUDGING = Optimisation(learning_rate=0.1, epochs=25, cosine=True)
 VIEWS = {"train": 30, "test": 6}  # of a picture, for the judge
 
@@ -195,11 +195,12 @@ def material(
       pictures: the pictures.
       wanted: the concept.
       channels: of a latent.
-      move: learn from pictures moved by a pixel, too.
+      move: learn from pictures moved by a pixel.
       devices: where they lie.
     """
     patches = fit_patches(pictures.images, channels)
-    shifts = SHIFTS if move else SHIFTS[:1]
+    # Examples of one picture differ by their noise alone where none is moved.
+    shifts = SHIFTS if move else SHIFTS[:1] * len(SHIFTS)
     labels = np.repeat(pictures.numbers, len(shifts))
     latents = np.asarray(patches.encode(shifted(pictures.images, shifts)))
     examples = {

@@ -1,8 +1,7 @@
 """How a text-to-image model is trained and forgets, with which numbers.
 
-The methods are those of ``experiments.diffusion``: to them a prompt is a number, as a
-class is. Their numbers here were chosen by hand on one concept of the usual emoji, with
-a training and seeds that no report uses.
+The methods are in the folder ``methods``. Their numbers here were chosen by hand on one
+concept of the usual emoji, with a training and seeds that no report uses.
 """
 
 from collections.abc import Mapping
@@ -10,12 +9,12 @@ from typing import Any
 
 from experiments.classification import recipes
 from experiments.diffusion.generation import MakeLosses
-from experiments.diffusion.methods import METHODS
 from experiments.diffusion.optimisation import Optimisation
 from experiments.reporting.report import MethodNote
+from experiments.text_to_image.methods import METHODS
 from mujax import methods
 
-TRAINING = Optimisation(learning_rate=2e-3, epochs=100, batch_size=32, cosine=True)
+TRAINING = Optimisation(learning_rate=3e-3, epochs=100, batch_size=16, cosine=True)
 """Recipe of the original model and of Retrain."""
 
 NUMBERS: Mapping[str, Mapping[str, Any]] = {
@@ -31,7 +30,7 @@ NUMBERS: Mapping[str, Mapping[str, Any]] = {
     "esd": dict(learning_rate=2e-4, epochs=40),
     "ufg": dict(learning_rate=1e-3, epochs=6),
 }
-"""What differs from the methods' own defaults; all have steps of 32 examples."""
+"""What differs from the methods' own defaults; all have steps of 16 examples."""
 
 NOTES: Mapping[str, MethodNote] = recipes.BASELINE_NOTES | {
     name: method.NOTE for name, method in METHODS.items()
@@ -41,7 +40,7 @@ NOTES: Mapping[str, MethodNote] = recipes.BASELINE_NOTES | {
 def own() -> dict[str, Any]:
     """A recipe for every method."""
     return {
-        name: method.Recipe(**{"batch_size": 32, **NUMBERS.get(name, {})})
+        name: method.Recipe(**{"batch_size": 16, **NUMBERS.get(name, {})})
         for name, method in METHODS.items()
     }
 

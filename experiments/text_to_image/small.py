@@ -24,6 +24,7 @@ from experiments.text_to_image.text_encoder import TextEncoder
 from experiments.text_to_image.unet import UNet
 
 STATES = 64  # entries of a token's state
+PLACES = 0.25  # size of what is added for a token's place, beside the token's own
 START, END, UNKNOWN = range(3)  # tokens that are no words
 
 
@@ -133,6 +134,9 @@ class Prompts:
         encoder = TextEncoder(config, Make(Keys(jax.random.key(key))))
         graph, weights = nnx.split(encoder)
         self.weights = jax.tree.map(np.asarray, nnx.to_pure_dict(weights))
+        # A word is nearly the same wherever it stands, which no training has taught.
+        places = self.weights["text_model"]["embeddings"]["position_embedding"]
+        places["embedding"] = PLACES * places["embedding"]
         self._graph = graph
 
     def text(self, number: int) -> str:

@@ -15,10 +15,10 @@ from absl.testing import absltest, parameterized
 from experiments.data import emoji
 from experiments.data.captions import Caption, Captioned
 from experiments.data.dataset import DataError
-from experiments.diffusion.methods import METHODS
 from experiments.engine.task import BASELINES
 from experiments.text_to_image import __main__ as story
 from experiments.text_to_image import concept, recipes, small
+from experiments.text_to_image.methods import METHODS
 from tests import command_line
 
 KEY = jax.random.key(0)

@@ -20,7 +20,6 @@ from experiments.diffusion.methods import (
     semu,
     semu_anchored,
     semu_retain,
-    smallest_mask,
     ufg,
 )
 from experiments.engine.recipes import MethodFile
@@ -41,7 +40,6 @@ METHODS: Mapping[str, Method] = {
     "random_label": random_label,
     "salun": salun,
     "random_mask": random_mask,
-    "smallest_mask": smallest_mask,
     "semu": semu,
     "semu_anchored": semu_anchored,
     "semu_retain": semu_retain,
