@@ -131,7 +131,7 @@ def judge_data(pictures: Captioned) -> Dataset:
         for _ in range(count):
             moved = shifted(pictures.images, [every[rng.integers(len(every))]])
             contrast = rng.uniform(0.8, 1.1, (len(moved), 1, 1, 1))
-            noise = rng.normal(0, rng.uniform(0, 16), moved.shape)
+            noise = rng.normal(0, rng.uniform(0, 40), moved.shape)
             seen = 255 - contrast * (255.0 - moved) + noise
             views.append(np.clip(np.rint(seen), 0, 255).astype(np.uint8))
         arrays[f"{split}_images"] = np.concatenate(views)

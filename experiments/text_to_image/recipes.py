@@ -14,7 +14,7 @@ from experiments.reporting.report import MethodNote
 from experiments.text_to_image.methods import METHODS
 from mujax import methods
 
-TRAINING = Optimisation(learning_rate=3e-3, epochs=100, batch_size=16, cosine=True)
+TRAINING = Optimisation(learning_rate=3e-3, epochs=120, batch_size=32, cosine=True)
 """Recipe of the original model and of Retrain."""
 
 NUMBERS: Mapping[str, Mapping[str, Any]] = {

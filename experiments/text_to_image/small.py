@@ -1,7 +1,7 @@
 """A pipeline that two cores can train: latents of patches, prompts by number, a U-Net.
 
 It stands where Stable Diffusion's parts stand, in small. The autoencoder is a principal
-component analysis of patches, whitened. The text encoder is CLIP's, tiny, with random
+component analysis of patches, half whitened. The text encoder is CLIP's, tiny, with random
 weights that nobody trains: original, Retrain and every method read the same states, as
 they do with a pretrained one, and no picture has taught it anything. The U-Net is that
 of ``unet``, and what its cross-attention makes of the states is all that is known of a
@@ -35,7 +35,7 @@ class Patches:
     Attributes:
       mean: of patches, (size · size · 3,).
       basis: orthonormal rows, (channels, size · size · 3).
-      scale: standard deviation along each, (channels,).
+      scale: what a latent's entry of 1 stands for along each, (channels,).
       size: height and width of a patch.
     """
 
@@ -44,15 +44,15 @@ class Patches:
     scale: np.ndarray
     size: int
 
-    def encode(self, images: jax.Array) -> jax.Array:
+    def encode(self, images: jax.Array | np.ndarray) -> jax.Array:
         """Latents (N, H / size, W / size, channels) of uint8 images (N, H, W, 3)."""
         n, height, width, _ = images.shape
         rows, columns = height // self.size, width // self.size
         patches = images.reshape(n, rows, self.size, columns, self.size, 3)
         patches = patches.swapaxes(2, 3).reshape(n, rows, columns, -1) / 127.5 - 1
-        return (patches - self.mean) @ self.basis.T / self.scale
+        return jnp.asarray((patches - self.mean) @ self.basis.T / self.scale)
 
-    def decode(self, latents: jax.Array) -> jax.Array:
+    def decode(self, latents: jax.Array | np.ndarray) -> jax.Array:
         """Images, uint8, of latents."""
         patches = (latents * self.scale) @ self.basis + self.mean
         n, rows, columns, _ = latents.shape
@@ -62,7 +62,11 @@ class Patches:
 
 
 def fit_patches(images: np.ndarray, channels: int, size: int = 4) -> Patches:
-    """Principal components of the patches of uint8 images (N, H, W, 3).
+    r"""Principal components of the patches of uint8 images (N, H, W, 3).
+
+    Latents have the variances :math:`\sigma_i / \bar\sigma`, one in the mean: white ones
+    would be as noisy in what everybody sees as in what nobody does, and unscaled ones
+    would hardly show what tells two things apart.
 
     Args:
       images: all pictures; H and W are multiples of ``size``.
@@ -75,18 +79,16 @@ def fit_patches(images: np.ndarray, channels: int, size: int = 4) -> Patches:
       >>> bool((patches.decode(patches.encode(images)) == images).all())
       True
     """
-    whole = Patches(np.float32(0), np.eye(size * size * 3, dtype="f"), np.ones(1), size)
+    whole = Patches(np.zeros(1), np.eye(size * size * 3), np.ones(1), size)
     x = np.asarray(whole.encode(images), np.float64).reshape(-1, size * size * 3)
     mean = x.mean(axis=0)
     values, vectors = np.linalg.eigh((x - mean).T @ (x - mean) / len(x))
     kept = min(channels, int(np.sum(values > 1e-9 * values[-1])))
     order = np.argsort(-values)[:kept]
-    return Patches(
-        mean.astype(np.float32),
-        vectors[:, order].T.astype(np.float32),
-        np.sqrt(values[order]).astype(np.float32),
-        size,
-    )
+    deviation = np.sqrt(values[order])
+    scale = np.sqrt(deviation * deviation.mean())
+    basis = vectors[:, order].T
+    return Patches(*(x.astype(np.float32) for x in (mean, basis, scale)), size)
 
 
 class Prompts:
@@ -166,10 +168,10 @@ class Prompts:
             )
         return self.encode(jnp.asarray(self._table)[numbers])
 
-    def encode(self, tokens: jax.Array, weights: Any = None) -> jax.Array:
+    def encode(self, tokens: jax.Array | np.ndarray, weights: Any = None) -> jax.Array:
         """States (N, L, D) of tokens (N, L), under other weights where given."""
         weights = self.weights if weights is None else weights
-        return nnx.merge(self._graph, weights)(tokens)
+        return nnx.merge(self._graph, weights)(jnp.asarray(tokens))
 
     def paraphrased(self) -> np.ndarray:
         """Numbers of all paraphrases and of their captions, int32 (n, 2)."""
