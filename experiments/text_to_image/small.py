@@ -1,11 +1,11 @@
 """A pipeline that two cores can train: latents of patches, prompts by number, a U-Net.
 
 It stands where Stable Diffusion's parts stand, in small. The autoencoder is a principal
-component analysis of patches, half whitened. The text encoder is CLIP's, tiny, with random
-weights that nobody trains: original, Retrain and every method read the same states, as
-they do with a pretrained one, and no picture has taught it anything. The U-Net is that
-of ``unet``, and what its cross-attention makes of the states is all that is known of a
-word. A prompt is a number, so that relabelling is a change of numbers.
+component analysis of patches, half whitened. The text encoder is CLIP's, tiny, with
+random weights that nobody trains: original, Retrain and every method read the same
+states, as they do with a pretrained one, and no picture has taught it anything. The
+U-Net is that of ``unet``, and what its cross-attention makes of the states is all that
+is known of a word. A prompt is a number, so that relabelling is a change of numbers.
 """
 
 import dataclasses
@@ -64,9 +64,9 @@ class Patches:
 def fit_patches(images: np.ndarray, channels: int, size: int = 4) -> Patches:
     r"""Principal components of the patches of uint8 images (N, H, W, 3).
 
-    Latents have the variances :math:`\sigma_i / \bar\sigma`, one in the mean: white ones
-    would be as noisy in what everybody sees as in what nobody does, and unscaled ones
-    would hardly show what tells two things apart.
+    Latents have the variances :math:`\sigma_i / \bar\sigma`, one in the mean: white
+    ones would be as noisy in what everybody sees as in what nobody does, and unscaled
+    ones would hardly show what tells two things apart.
 
     Args:
       images: all pictures; H and W are multiples of ``size``.

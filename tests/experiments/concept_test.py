@@ -229,6 +229,7 @@ class TaskTest(parameterized.TestCase):
         self.assertEqual(METHODS.keys(), recipes.own().keys())
         self.assertContainsSubset(recipes.NUMBERS.keys(), METHODS.keys())
 
+    @pytest.mark.slow  # a U-Net's mask and step compile for minutes on a busy machine
     def test_saluns_mask_stays_frozen_and_its_target_is_in_the_style(self):
         task = self.task
         method = task.build("salun", METHODS["salun"].Recipe(density=0.3), 1)
