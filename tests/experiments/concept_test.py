@@ -254,6 +254,7 @@ class CommandTest(parameterized.TestCase):
     @parameterized.named_parameters(
         ("data", ["--dataset", "digits"], "give emoji, or folder:PATH"),
         ("folder", ["--dataset", "folder:nowhere"], "has no table of captions"),
+        ("both", ["--dataset", "folder:x", "--subjects", "key,rose"], "has its own"),
         ("concept", ["--forget", "unicorn"], "No caption speaks of 'unicorn'"),
         ("target", ["--target", "unicorn"], "No caption speaks of 'unicorn'"),
         ("subjects", ["--subjects", "cat face,unikorn"], "no emoji 'unikorn'"),
