@@ -88,7 +88,8 @@ def fit_patches(images: np.ndarray, channels: int, size: int = 4) -> Patches:
     deviation = np.sqrt(values[order])
     scale = np.sqrt(deviation * deviation.mean())
     basis = vectors[:, order].T
-    return Patches(*(x.astype(np.float32) for x in (mean, basis, scale)), size)
+    mean, basis, scale = (x.astype(np.float32) for x in (mean, basis, scale))
+    return Patches(mean, basis, scale, size)
 
 
 class Prompts:
