@@ -24,7 +24,6 @@ from experiments.diffusion.unet import unet_for
 from experiments.engine import bench, cli, loop, study
 from experiments.engine.cache import Cache
 from experiments.engine.devices import Devices
-from experiments.engine.recipes import fields, resolve
 from experiments.engine.store import Store
 from experiments.engine.task import Measured, Page
 from experiments.models import from_nnx
@@ -171,12 +170,7 @@ def resolve_recipes(config: Config) -> dict[str, Any]:
     """The numbers of every method, and of training under ``"training"``."""
     training = recipes.TRAINING.get(config.dataset, recipes.TRAINING["cifar10"])
     chosen = {name: method.Recipe() for name, method in METHODS.items()}
-    for name, recipe in chosen.items():
-        given = {*config.changes.get("recipe", {}), *config.changes.get(name, {})}
-        if "energy" in given & fields(recipe).keys():
-            # A rank of the recipe's own would hide the energy.
-            chosen[name] = dataclasses.replace(recipe, rank=0)
-    return resolve(config.changes, training, chosen)
+    return recipes.resolve(config.changes, training, chosen)
 
 
 class Generation:
@@ -288,15 +282,7 @@ class Generation:
 
     def forget_batches(self, batch_size: int, seed: int = 0) -> list[Any]:
         """The forget set in order, several times with other noise."""
-        forget, count = self.split.forget, len(self.dataset.train_labels)
-        # Of one size, so that the gradient compiles once: the rest is filled up.
-        whole = np.resize(forget, -(-len(forget) // batch_size) * batch_size)
-        batches = loop.in_order(self.feed, whole, batch_size)
-        return [
-            batch | {"index": batch["index"] + (seed * ROUNDS + i) * count}
-            for i in range(ROUNDS)
-            for batch in batches
-        ]
+        return generation.rounds(self.feed, batch_size, seed, ROUNDS)
 
     def stages(self, original: Any, recipe: Any, seed: int) -> tuple[np.ndarray, ...]:
         """No method here has stages."""

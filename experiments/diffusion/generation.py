@@ -37,6 +37,7 @@ class Classifier:
       cache: where it is kept for the next study.
       devices: where the examples lie.
       batch_size: images a step when it judges.
+      recipe: how it is trained; None takes the data set's.
     """
 
     def __init__(
@@ -46,10 +47,13 @@ class Classifier:
         cache: Cache,
         devices: Devices = ONE,
         batch_size: int = 256,
+        recipe: Optimisation | None = None,
     ):
         self.batch_size, self._devices = batch_size, devices
         self._model = build("small_cnn", dataset.num_classes, dataset.input_shape)
-        recipe = recipes.TRAINING.get(dataset.name, recipes.TRAINING["fashion_mnist"])
+        if recipe is None:
+            usual = recipes.TRAINING["fashion_mnist"]
+            recipe = recipes.TRAINING.get(dataset.name, usual)
         identity = {
             "name": "classifier",
             "dataset": dataset.fingerprint,
@@ -118,17 +122,19 @@ class Classifier:
 
 
 class Sampler:
-    """Draws uint8 images of given classes by DDIM under classifier-free guidance.
+    """Draws uint8 images of given conditions by DDIM with classifier-free guidance.
 
     Args:
       predict: the noise network, see :mod:`mujax.diffusion`.
       schedule: its noise schedule.
-      input_shape: of one image.
-      num_classes: number of classes, and the null class.
+      input_shape: of one image, or of what ``decode`` makes one of.
+      null: the null condition, such as the number of classes.
       guidance: strength of the guidance.
       num_steps: evaluations of the guided network.
       devices: each draws its part of the images.
       batch_size: images drawn at once.
+      clip: largest value of the signal; None for any.
+      decode: makes uint8 images of signals; :func:`to_images` if None.
     """
 
     def __init__(
@@ -136,12 +142,14 @@ class Sampler:
         predict: diffusion.Predict,
         schedule: diffusion.Schedule,
         input_shape: Sequence[int],
-        num_classes: int,
+        null: int,
         *,
         guidance: float,
         num_steps: int,
         devices: Devices = ONE,
         batch_size: int = 500,
+        clip: float | None = 1.0,
+        decode: Callable[[jax.Array], jax.Array] | None = None,
     ):
         self.batch_size = batch_size
 
@@ -151,22 +159,22 @@ class Sampler:
         @jax.jit
         def draw(params, key, condition):
             x = diffusion.ddim_sample(
-                diffusion.guided(split, guidance, num_classes),
+                diffusion.guided(split, guidance, null),
                 params,
                 schedule,
                 key,
                 condition,
                 (batch_size, *input_shape),
                 num_steps=num_steps,
-                clip=1.0,
+                clip=clip,
             )
             finite = jnp.isfinite(x).all()
-            return devices.everywhere((to_images(x), finite))
+            return devices.everywhere(((decode or to_images)(x), finite))
 
         self._draw = draw
 
     def draw(self, params: Any, key: jax.Array, condition: np.ndarray) -> np.ndarray:
-        """Images of the classes in ``condition`` (N,); equal keys start from one noise.
+        """Images of the conditions (N,); equal keys start from one noise.
 
         Raises:
           DivergedError: the network's output is not finite.
@@ -180,6 +188,22 @@ class Sampler:
                 raise DivergedError("The drawn images are no longer finite.")
             images.append(np.asarray(drawn)[: len(chunk)])
         return np.concatenate(images)
+
+
+def rounds(
+    feed: loop.Feed, batch_size: int, seed: int, count: int
+) -> list[dict[str, Any]]:
+    """The forget set in order, several times; indices tell the noise of each pass."""
+    forget = np.concatenate(feed.forget)
+    total = len(feed.examples["label"])
+    # Of one size, so that the gradient compiles once: the rest is filled up.
+    whole = np.resize(forget, -(-len(forget) // batch_size) * batch_size)
+    batches = loop.in_order(feed, whole, batch_size)
+    return [
+        batch | {"index": batch["index"] + (seed * count + i) * total}
+        for i in range(count)
+        for batch in batches
+    ]
 
 
 def to_signal(images: jax.Array) -> jax.Array:
@@ -235,6 +259,9 @@ def losses(
     forget_weight: float,
     anchor: float,
     strength: float,
+    target: diffusion.Target = diffusion.true_noise,
+    signal: Callable[[jax.Array], jax.Array] | None = None,
+    others: Callable[[jax.Array, jax.Array, int], jax.Array] = labels.random_labels,
 ) -> Losses:
     """The losses of a U-Net; a key that is None is drawn from the batch's indices.
 
@@ -247,13 +274,16 @@ def losses(
       forget_weight: of a relabelled example beside a retained one.
       anchor: weight of what ``anchored`` keeps beside what it changes.
       strength: of ESD's guidance.
+      target: what the network answers, the noise or the velocity.
+      signal: makes what is noised of a batch's images; :func:`to_signal` if None.
+      others: ``(key, conditions, null) -> conditions`` that ``anchored`` keeps.
     """
 
     def prepare(batch, key, train):
         if key is None:
             key = jax.random.fold_in(jax.random.key(0), batch["index"][0])
         key, net_key, flip_key, drop_key = jax.random.split(key, 4)
-        x0 = to_signal(batch["image"])
+        x0 = (signal or to_signal)(batch["image"])
         if train and mirrored:
             flipped = jax.random.bernoulli(flip_key, shape=(len(x0), 1, 1, 1))
             x0 = jnp.where(flipped, x0[:, :, ::-1], x0)
@@ -269,7 +299,7 @@ def losses(
             drop_key, batch["true_label"], DROPPED, null
         )
         return mean(
-            diffusion.noise_loss,
+            functools.partial(diffusion.noise_loss, target=target),
             *(predict, params, schedule, x0, condition, key),
             model_state=model_state,
             weights=batch["weight"],
@@ -279,7 +309,7 @@ def losses(
         x0, predict, key, _ = prepare(batch, key, train=False)
         predict = diffusion.guided(predict, guidance, null)
         return mean(
-            diffusion.noise_loss,
+            functools.partial(diffusion.noise_loss, target=target),
             *(predict, params, schedule, x0, batch["true_label"], key),
             model_state=model_state,
             weights=batch["weight"],
@@ -292,7 +322,7 @@ def losses(
         share = jnp.where(changed, 0.0, DROPPED)
         condition = diffusion.drop_condition(drop_key, true, share, null)
         return mean(
-            diffusion.relabel_loss,
+            functools.partial(diffusion.relabel_loss, target=target),
             *(predict, params, schedule, x0, condition, new, changed, key),
             model_state=model_state,
             weights=batch["weight"] * jnp.where(changed, forget_weight, 1.0),
@@ -302,7 +332,7 @@ def losses(
         x0, predict, key, drop_key = prepare(batch, key, train=True)
         true, new = batch["true_label"], batch["label"]
         label_key, drop_key = jax.random.split(drop_key)
-        other = labels.random_labels(label_key, true, null)
+        other = others(label_key, true, null)
         other = diffusion.drop_condition(drop_key, other, DROPPED, null)
 
         def match(condition, target):

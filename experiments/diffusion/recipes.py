@@ -3,12 +3,16 @@
 The methods and their numbers are in the folder ``methods``.
 """
 
+import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 from experiments.classification import recipes
 from experiments.diffusion.generation import MakeLosses
 from experiments.diffusion.methods import METHODS
 from experiments.diffusion.optimisation import Optimisation
+from experiments.engine.recipes import Changes, fields
+from experiments.engine.recipes import resolve as resolve_as_given
 from experiments.reporting.report import MethodNote
 from mujax import methods
 
@@ -22,6 +26,21 @@ TRAINING: Mapping[str, Optimisation] = {
 NOTES: Mapping[str, MethodNote] = recipes.BASELINE_NOTES | {
     name: method.NOTE for name, method in METHODS.items()
 }
+
+
+def resolve(
+    changes: Changes, training: Optimisation, chosen: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The numbers of every method, and of training under ``"training"``.
+
+    Where an energy is given, a rank of the recipe's own would hide it.
+    """
+    found = dict(chosen)
+    for name, recipe in chosen.items():
+        given = {*changes.get("recipe", {}), *changes.get(name, {})}
+        if "energy" in given & fields(recipe).keys():
+            found[name] = dataclasses.replace(recipe, rank=0)
+    return resolve_as_given(changes, training, found)
 
 
 def retrain(recipe: Optimisation, losses: MakeLosses, steps: int) -> methods.Method:

@@ -199,6 +199,7 @@ def image_grids(
     methods: Mapping[str, str],
     classes: Sequence[str],
     forgotten: int,
+    framed: int = 1,
 ) -> Figure:
     """Drawn images, a panel a method: a column for each class, the forgotten framed.
 
@@ -207,6 +208,7 @@ def image_grids(
       methods: ``{method: label}`` in the order shown.
       classes: names of the classes.
       forgotten: number of the class that had to be forgotten.
+      framed: how many from there on had to be.
 
     Returns:
       A figure of one panel for each method that has images.
@@ -233,7 +235,7 @@ def image_grids(
         axes.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         frame = Rectangle(
             (forgotten * width - 0.5, -0.5),
-            width,
+            framed * width,
             down * height,
             fill=False,
             color=SPLITS["forget"],

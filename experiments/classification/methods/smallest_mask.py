@@ -16,13 +16,13 @@ Recipe = salun.Recipe
 
 def build(recipe: Recipe, losses: Losses, steps: int) -> methods.Method:
     """The method; ``steps`` are those of an epoch."""
-    return salun.build(recipe, losses, steps, score=_unimportance)
+    return salun.build(recipe, losses, steps, score=unimportance)
 
 
 suggest = salun.suggest
 
 
-def _unimportance(loss_fn, params, batches):
+def unimportance(loss_fn, params, batches):
     """Saliency in reverse."""
     scores = saliency.gradient_saliency(loss_fn, params, batches)
     return jax.tree.map(jnp.negative, scores)
