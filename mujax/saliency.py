@@ -256,12 +256,21 @@ def _top_fraction_mask(
     total = _check_size(saliency)
     if is_traced(fraction):
         count = jnp.floor(fraction * jnp.float32(total)).astype(jnp.uint32)
-        return _top_count_mask(saliency, count)
+        return _top_count_mask(saliency, count, _on_one_device(saliency))
     count = math.floor(float(fraction) * total)
     if count in (0, total):
         kept = _sound(saliency) & (count == total)
         return jax.tree.map(lambda s: zeros_along(s, bool) | kept, saliency)
-    return _top_count_mask(saliency, jnp.uint32(count))
+    return _top_count_mask(saliency, jnp.uint32(count), _on_one_device(saliency))
+
+
+def _on_one_device(tree: PyTree) -> bool:
+    """Whether all leaves are known to lie on one device, so that they can be joined."""
+    return not any(
+        is_traced(leaf)
+        or (isinstance(leaf, jax.Array) and len(leaf.sharding.device_set) > 1)
+        for leaf in jax.tree.leaves(tree)
+    )
 
 
 def _check_scores(saliency: PyTree) -> None:
@@ -287,18 +296,34 @@ def _kth_smallest(tree: PyTree, k: jax.Array) -> jax.Array:
     return jnp.where(k == 0, 0.0, value)
 
 
-@jax.jit
-def _top_count_mask(saliency: PyTree, wanted: jax.Array) -> PyTree:
+_SMALL = 1 << 20
+"""Entries of a leaf that is worth a loop of its own."""
+
+
+@functools.partial(jax.jit, static_argnames="join")
+def _top_count_mask(saliency: PyTree, wanted: jax.Array, join: bool) -> PyTree:
     """Marks the ``wanted`` largest entries; ties go to the lower flat index."""
     leaves, structure = jax.tree.flatten(saliency)
-    keys = [_ordered_bits(leaf) for leaf in leaves]
+    sizes = [int(np.prod(jnp.shape(leaf))) for leaf in leaves]
+    starts = np.cumsum([0, *sizes])[:-1]
+    # Each leaf costs time to compile, and most leaves of a large network are small.
+    small = [i for i, count in enumerate(sizes) if join and count < _SMALL]
+    large = [i for i in range(len(leaves)) if i not in set(small)]
+    scores = [leaves[i] for i in large]
+    if small:
+        scores.append(jnp.concatenate([jnp.ravel(leaves[i]) for i in small]))
+    keys = [_ordered_bits(score) for score in scores]
     bar = _bar(keys, wanted)
     ties_wanted = wanted - _count(keys, lambda key: key > bar)
 
     # Equal scores are settled by position: an index turned round is the larger the
     # earlier it stands, and none is 0.
     def earliness():
-        return [~index for index in _flat_indices(leaves)]
+        indices = [_flat_index(jnp.shape(leaves[i]), starts[i]) for i in large]
+        if small:
+            parts = [_flat_index((sizes[i],), starts[i]) for i in small]
+            indices.append(jnp.concatenate(parts))
+        return [~index for index in indices]
 
     def least_earliness():
         pairs = zip(keys, earliness(), strict=True)
@@ -306,13 +331,17 @@ def _top_count_mask(saliency: PyTree, wanted: jax.Array) -> PyTree:
 
     all_ties = _count(keys, lambda key: key == bar) == ties_wanted
     least = jax.lax.cond(all_ties, lambda: jnp.uint32(0), least_earliness)
-    sound = _sound(saliency)
-    return structure.unflatten(
-        [
-            sound & ((key > bar) | ((key == bar) & (early >= least)))
-            for key, early in zip(keys, earliness(), strict=True)
-        ]
-    )
+    sound = _sound(scores)
+    chosen = [
+        sound & ((key > bar) | ((key == bar) & (early >= least)))
+        for key, early in zip(keys, earliness(), strict=True)
+    ]
+    masks = dict(zip(large, chosen, strict=False))
+    if small:
+        stops = np.cumsum([sizes[i] for i in small])[:-1]
+        for i, part in zip(small, jnp.split(chosen[-1], stops), strict=True):
+            masks[i] = part.reshape(jnp.shape(leaves[i]))
+    return structure.unflatten([masks[i] for i in range(len(leaves))])
 
 
 def _ordered_bits(x: jax.Array) -> jax.Array:
@@ -370,20 +399,14 @@ def _count(keys: list[jax.Array], test: Callable[[jax.Array], jax.Array]) -> jax
     return jnp.asarray(sum(jnp.sum(test(key), dtype=jnp.uint32) for key in keys))
 
 
-def _flat_indices(leaves: list[jax.Array]) -> list[jax.Array]:
-    """Row-major index of every entry in the tree, in each leaf's own shape."""
-    indices, offset = [], 0
-    for leaf in leaves:
-        shape = jnp.shape(leaf)
-        index = jnp.full(shape, offset, jnp.uint32)
-        stride = 1
-        for axis in reversed(range(len(shape))):
-            position = jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
-            index = index + position * jnp.uint32(stride)
-            stride *= shape[axis]
-        indices.append(index)
-        offset += int(np.prod(shape))
-    return indices
+def _flat_index(shape: tuple[int, ...], start: int) -> jax.Array:
+    """Row-major index of every entry of a leaf whose first one has this."""
+    index, stride = jnp.full(shape, start, jnp.uint32), 1
+    for axis in reversed(range(len(shape))):
+        position = jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
+        index = index + position * jnp.uint32(stride)
+        stride *= shape[axis]
+    return index
 
 
 def _check_size(tree: PyTree) -> int:

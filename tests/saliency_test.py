@@ -3,6 +3,7 @@
 import math
 import re
 from typing import Any
+from unittest import mock
 
 import chex
 import hypothesis
@@ -250,6 +251,20 @@ class TopFractionTest(parameterized.TestCase):
         values = np.round(values) if ties else values
         mask = saliency.top_fraction_mask(jnp.asarray(values.reshape(1000, -1)), 0.3)
         np.testing.assert_array_equal(flat(mask), expected_mask(values, 0.3))
+
+    @parameterized.parameters(1, 5, 1000)
+    def test_small_leaves_that_are_joined_keep_their_places(self, small):
+        rng = np.random.default_rng(3)
+        sizes = [4, 30, 1, 7, 50, 2, 0]
+        values = rng.integers(-3, 3, sum(sizes)).astype(np.float32)  # most are ties
+        tree = [jnp.asarray(x) for x in np.split(values, np.cumsum(sizes)[:-1])]
+        tree[4] = tree[4].reshape(5, 10)
+        with mock.patch.object(saliency, "_SMALL", small):
+            saliency._top_count_mask.clear_cache()
+            mask = saliency.top_fraction_mask(tree, 0.4)
+        np.testing.assert_array_equal(flat(mask), expected_mask(values, 0.4))
+        inside = jax.jit(lambda s: saliency.top_fraction_mask(s, 0.4))(tree)
+        chex.assert_trees_all_equal(mask, inside)
 
     def test_vmap_equals_a_loop(self):
         rng = np.random.default_rng(1)
