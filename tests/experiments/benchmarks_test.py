@@ -28,6 +28,7 @@ def once(seconds: float) -> Timing:
 
 
 class CommandTest(parameterized.TestCase):
+    @pytest.mark.slow
     def test_quick_runs_every_case_without_torch(self):
         out = temporary_folder(self)
         with mock.patch.object(reference, "available", lambda: False):

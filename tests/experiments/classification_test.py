@@ -409,11 +409,14 @@ class ConfigTest(parameterized.TestCase):
             config.recipe_task: config
             for config in (
                 c(),
+                c(train_size=500),
                 c(scenario="class", forget_class="3"),
                 c(dataset="fashion_mnist"),
                 c(dataset="fashion_mnist", forget_fraction=0.5),
                 c(dataset="fashion_mnist", scenario="class", forget_class="4"),
                 c(dataset="cifar10", model="resnet20_strided", width=8),
+                c(dataset="cifar10", model="resnet18"),
+                c(dataset="cifar10", model="fast_cnn"),
             )
         }
         files = {file.stem: file for file in recipes.CONFIGS.glob("*.json")}
