@@ -3,8 +3,8 @@
 The files in ``configs`` hold the numbers that a search against a validation Retrain
 found for each task, beside the gap that they reached there (``python -m
 experiments.tune``); those of ResNet-18 and the fast network on CIFAR-10 are chosen by
-hand, near the published ones. A method without a searched recipe takes its own defaults, which
-are close to the published ones; the methods are in the folder ``methods``.
+hand, near the published ones. A method without a recipe there takes its own defaults,
+which are close to the published ones, too; the methods are in the folder ``methods``.
 """
 
 import pathlib
