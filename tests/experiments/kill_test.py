@@ -147,7 +147,7 @@ class KillTest(parameterized.TestCase):
         kept = out / f"progress/retrain-0/epoch_{position(out)[1]}"
         leaves = load_checkpoint(kept)
         save_checkpoint(kept, jax.tree.map(lambda x: x + x.dtype.type(1), leaves))
-        child = self.start(out)
+        child = self.start(out, "--workers", "1")  # in the order of the rows
         self.wait_for(child, out, (2, 0))
         child.kill()
         child.wait()
