@@ -355,6 +355,8 @@ def _ordered_bits(x: jax.Array) -> jax.Array:
 
 def _bar(keys: list[jax.Array], wanted: jax.Array) -> jax.Array:
     """The largest uint32 that at least ``wanted`` keys reach, by what is fast here."""
+    if any(not jax.typeof(key).sharding.mesh.empty for key in keys):
+        return _bar_by_bisection(keys, wanted)  # counts have no axes of a mesh
     return jax.lax.platform_dependent(
         keys, wanted, cpu=_bar_by_counts, default=_bar_by_bisection
     )
