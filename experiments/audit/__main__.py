@@ -186,7 +186,9 @@ def _certainty(config: Config, dataset: Dataset) -> np.ndarray:
     name = "certainty" if config.share is None else f"certainty-{_part(config.share)}"
     extendable = (*cli.EXTENDABLE, "panels", "share")
     with Store(config.folder / name, settings, extendable) as store:
-        bench = Bench(bank, numbers, store, config)
+        # The pool is of all of them: no limit of time stops here.
+        whole = dataclasses.replace(config, minutes=None)
+        bench = Bench(bank, numbers, store, whole)
         bench.run_these([(REFERENCE, m) for m in models], lambda: "")
         margins = np.stack([store.record(REFERENCE, m)["pool"] for m in models])
     return np.mean(margins, 0, where=folds.member(models))

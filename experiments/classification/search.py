@@ -58,6 +58,7 @@ class Config(classification.Config):
 
     seeds: int = 3
     """Number of validation seeds; each redoes training as well."""
+    minutes: float | None = dataclasses.field(default=None, metadata={"flag": None})
     trials: int = 40
     """Recipes to try for every method."""
     max_epochs: int = 15

@@ -416,9 +416,9 @@ class TextToImage:
         images, losses = {}, {}
         shown, texts, framed = self._shown()
         for row in store.rows:
-            if row["status"] != "ok":
-                continue
             name, seed = row["method"], row["seed"]
+            if row["status"] != "ok" or not store.has_record(name, seed):
+                continue
             record = store.record(name, seed)
             images.setdefault(name, record["images"][shown])
             if "loss" in record:
