@@ -4,10 +4,14 @@ Sharding is then tested everywhere, and LAPACK does not spin on a busy machine.
 """
 
 import os
+import pathlib
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import jax
+import pytest
+
+from experiments.engine import programs
 
 jax.config.update("jax_num_cpu_devices", 8)
 
@@ -19,3 +23,17 @@ def pytest_configure(config):
     """
     if config.option.markexpr == "not slow":
         jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forget_programs():
+    """Each program on CPU maps memory, and Linux allows a process 65,530 maps.
+
+    One that holds the programs of all tests ends in a segmentation fault of the
+    compiler.
+    """
+    yield
+    maps = pathlib.Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > 20_000:
+        programs.clear()
+        jax.clear_caches()
