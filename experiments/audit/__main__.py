@@ -13,21 +13,21 @@ import sys
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
-import numpy as np
 import rich.console
 
 from experiments.audit import audits, pictures
 from experiments.audit import bank as banks
 from experiments.audit import pool as pools
-from experiments.classification import __main__ as classification
-from experiments.classification import recipes
+from experiments.classification import config as classification
+from experiments.classification import heldout, recipes
 from experiments.classification.methods import METHODS, USUAL
 from experiments.classification.optimisation import Optimisation
-from experiments.data import Dataset, Pixels
+from experiments.classification.request import fit
+from experiments.data import Pixels
 from experiments.engine import cli, kernels, processes
 from experiments.engine.bench import Bench
 from experiments.engine.store import Store
-from experiments.engine.task import BASELINES, REFERENCE, inputs
+from experiments.engine.task import BASELINES, inputs
 from experiments.files import write_npz
 from experiments.reporting import report, summary, tables
 
@@ -82,6 +82,8 @@ class Config(cli.StudyConfig):
     share: str | None = None
     """Do a part of the work alone, such as 2/3: every third pair of models from the
     second on. Run once more without it, in the same --out, for the table of all."""
+    train_size: int | None = None
+    """Draw R and the pool from so many training images only; None takes all."""
     model: str = "small_cnn"
     """Network: small_cnn, fast_cnn, resnet18, resnet20, resnet20_strided, vgg16_bn,
     vit_tiny, or module:factory."""
@@ -140,7 +142,8 @@ class Config(cli.StudyConfig):
     def task(self) -> str:
         """Name of the task, for the default folder."""
         model = self.model if self.width is None else f"{self.model}_{self.width}"
-        return f"audit-{self.dataset}-{model}-{self.forget_fraction:g}"
+        size = "" if self.train_size is None else f"_{self.train_size}"
+        return f"audit-{self.dataset}{size}-{model}-{self.forget_fraction:g}"
 
     def study(self, scenario: Literal["random", "class"]) -> classification.Config:
         """The study of one model, whose recipes and network these are."""
@@ -160,11 +163,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def audit(config: Config) -> None:
     """Audits every panel, or does what of it is missing."""
-    chosen, dataset = cli.chosen(config), cli.load_data(config)
-    dataset = dataclasses.replace(dataset, pixels=config.pixels)
+    chosen, study = cli.chosen(config), config.study("random")
+    dataset = classification.load_data(study)
     options = config.forget_fraction, config.forget_class, config.pool_seed
     ranked = {"memorised", "typical"}.intersection(config.panel_names)
-    certainty = _certainty(config, dataset) if ranked else None
+    # Processes that share a bank each rank the images by the same cached models.
+    name = "certainty" if config.share is None else f"certainty-{_part(config.share)}"
+    certainty = None
+    if ranked:
+        study = dataclasses.replace(study, out=config.folder)
+        certainty = heldout.certainty(study, dataset, config.pool_seed, name=name)
     drawn: dict[pools.Panel, pools.Pool] = {
         panel: pools.draw(dataset, panel, *options, certainty)
         for panel in config.panel_names
@@ -173,36 +181,13 @@ def audit(config: Config) -> None:
         _audit(config, panel, pool, chosen)
 
 
-def _certainty(config: Config, dataset: Dataset) -> np.ndarray:
-    """Mean margin of each training image under models that never saw it."""
-    study, folds = config.study("random"), pools.Folds.of(dataset, config.pool_seed)
-    numbers, bank = classification.resolve_recipes(study), banks.Bank(study, folds)
-    models = range(pools.FOLDS * pools.ROUNDS)
-    settings = cli.plain(config) | {
-        "input": inputs(bank),
-        "recipes": {"training": dataclasses.asdict(numbers["training"])},
-    }
-    # Processes that share a bank each rank the images by the same cached models.
-    name = "certainty" if config.share is None else f"certainty-{_part(config.share)}"
-    extendable = (*cli.EXTENDABLE, "panels", "share")
-    with Store(config.folder / name, settings, extendable) as store:
-        # The pool is of all of them: no limit of time stops here.
-        whole = dataclasses.replace(config, minutes=None)
-        bench = Bench(bank, numbers, store, whole)
-        bench.run_these([(REFERENCE, m) for m in models], lambda: "")
-        margins = np.stack([store.record(REFERENCE, m)["pool"] for m in models])
-    return np.mean(margins, 0, where=folds.member(models))
-
-
 def _audit(
     config: Config, panel: pools.Panel, pool: pools.Pool, chosen: Sequence[str]
 ) -> None:
     """Audits one panel in a folder of its own."""
     study = config.study("class" if panel == "class" else "random")
     numbers = classification.resolve_recipes(study)
-    numbers, notes = classification.fit(
-        numbers, chosen, study, pool.dataset, pool.split(0)
-    )
+    numbers, notes = fit(numbers, chosen, study, pool.dataset, pool.split(0))
     bank = banks.Bank(study, pool)
     kernels.check(bank.shapes(), {name: numbers[name] for name in chosen})
     settings = cli.plain(config) | {

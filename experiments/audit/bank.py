@@ -12,7 +12,8 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from experiments.audit.pool import Pool
-from experiments.classification import __main__ as classification
+from experiments.classification.config import Config
+from experiments.classification.task import Classification
 from experiments.engine.loop import DivergedError
 from experiments.engine.store import Store
 from experiments.engine.task import Measured
@@ -61,7 +62,7 @@ class Margins(NamedTuple):
     models: np.ndarray
 
 
-class Bank(classification.Classification):
+class Bank(Classification):
     """Unlearning the halves of a pool: a ``task.Task`` whose seeds are models.
 
     Args:
@@ -71,7 +72,7 @@ class Bank(classification.Classification):
 
     columns, gap, keeps_models = COLUMNS, "gap", False
 
-    def __init__(self, config: classification.Config, pool: Pool):
+    def __init__(self, config: Config, pool: Pool):
         super().__init__(config, pool.dataset, pool.split(0))
         self.pool, self.identity = pool, self.identity | {"pool": pool.seed}
 

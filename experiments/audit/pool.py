@@ -7,7 +7,7 @@ half. Oracles are trained on R alone: one target for all models, sets and method
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal, Self, get_args
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -18,8 +18,6 @@ Panel = Literal["mislabelled", "random", "class", "memorised", "typical"]
 """What the pool is: a random share with wrong labels, one with its own, a class, or the
 examples that models which never saw them are least, or most, certain of."""
 PANELS: tuple[Panel, ...] = get_args(Panel)
-FOLDS, ROUNDS = 4, 3
-"""Parts that each example's held-out margin is taken over, and how often."""
 
 
 class PoolError(UserError):
@@ -63,34 +61,6 @@ class Pool:
         member = np.zeros(total, bool)
         member[data.shuffled(total, stream)[: total // 2]] = True
         return ~member if model % 2 else member
-
-
-class Folds(Pool):
-    """All training images, of which model m leaves out a part.
-
-    Models of a round leave out each example once.
-    """
-
-    @classmethod
-    def of(cls, dataset: data.Dataset, seed: int) -> Self:
-        """The folds of a data set."""
-        total = len(dataset.train_labels)
-        everything = np.arange(total, dtype=np.int32)
-        test = np.arange(len(dataset.test_labels), dtype=np.int32)
-        return cls(dataset, everything, everything, test, seed)
-
-    def _half(self, model: int) -> np.ndarray:
-        """The part that a model leaves out."""
-        total, stream = len(self.pool), 7_000_003 * (self.seed + 1) + model // FOLDS
-        member = np.zeros(total, bool)
-        member[data.shuffled(total, stream)[model % FOLDS :: FOLDS]] = True
-        return member
-
-    def split(self, model: int) -> data.Split:
-        """What a model leaves out, and what it is trained on."""
-        out = self._half(model)
-        none = np.empty(0, np.int32)
-        return data.Split(self.pool[out], self.pool[~out], self.test, none)
 
 
 def draw(
@@ -146,10 +116,7 @@ def draw(
             "smaller --share, or another --pool-seed."
         )
     if panel == "mislabelled":
-        wrong = labels.copy()
-        steps = 1 + data.shuffled(len(pool), seed + 1) % (dataset.num_classes - 1)
-        wrong[pool] = (labels[pool] + steps) % dataset.num_classes
-        dataset = dataclasses.replace(dataset, train_labels=wrong)
+        dataset = data.mislabelled(dataset, pool, seed)
     test = np.flatnonzero(np.isin(dataset.test_labels, labels[retain]))
     if not len(test):
         raise PoolError(f"No test image of {dataset.name} is of a class in R.")

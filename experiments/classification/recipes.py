@@ -8,7 +8,7 @@ which are close to the published ones, too; the methods are in the folder ``meth
 """
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.classification.methods import METHODS
@@ -55,16 +55,18 @@ def retrain(recipe: Optimisation, losses: Losses, steps: int) -> methods.Method:
     return methods.retrain(losses.train, recipe.sgd(steps))
 
 
-def searched(task: str, path: pathlib.Path | None = None) -> dict[str, Any]:
+def searched(tasks: Sequence[str], path: pathlib.Path | None = None) -> dict[str, Any]:
     """The recipe of every method: the searched one, or the defaults.
 
     Args:
-      task: name of a file in ``configs``, which need not exist.
+      tasks: names of files in ``configs``, of which the first that exists counts.
       path: a file of recipes to take instead, which must.
 
     Raises:
       RecipeError: the file is not one of recipes.
     """
     found = {name: method.Recipe() for name, method in METHODS.items()}
-    source = path or {file.stem: file for file in CONFIGS.glob("*.json")}.get(task)
-    return found if source is None else found | recipes.read(source, METHODS)
+    known = {file.stem: file for file in CONFIGS.glob("*.json")}
+    for source in [path] if path else [known[task] for task in tasks if task in known]:
+        return found | recipes.read(source, METHODS)
+    return found

@@ -22,9 +22,11 @@ import numpy as np
 import optuna
 
 from experiments import data
-from experiments.classification import __main__ as classification
+from experiments.classification import config as classification
 from experiments.classification import evaluation, recipes
 from experiments.classification.methods import METHODS
+from experiments.classification.request import as_learned, make_split
+from experiments.classification.task import Classification
 from experiments.classification.trials import Trials, finished
 from experiments.engine import cli, kernels, loop, study
 from experiments.engine.bench import Bench
@@ -113,8 +115,8 @@ def search(config: Config) -> None:
     dataset = data.validation_split(
         classification.load_data(config), config.validation_fraction, FIRST_SEED
     )
-    split = classification.make_split(config, dataset)
-    task = classification.Classification(config, dataset, split)
+    split = make_split(config, dataset)
+    task = Classification(config, as_learned(config, dataset, split), split)
     training = recipes.TRAINING.get(config.dataset, recipes.DEFAULT_TRAINING)
     defaults = {name: method.Recipe() for name, method in METHODS.items()}
     numbers = resolve(config.changes, training, defaults)

@@ -11,13 +11,16 @@ Nothing downloads. Every fault of the input is a ``DataError``. ``dataset`` hold
 from experiments.data.dataset import DataError, Dataset, Pixels
 from experiments.data.readers import LOADERS, load
 from experiments.data.splits import (
+    NOTHING,
     LostClassError,
     Split,
     class_numbers,
     class_split,
     index_split,
+    mislabelled,
     others,
     random_split,
+    ranked_split,
     read_indices,
     shuffled,
     subset,
@@ -26,6 +29,7 @@ from experiments.data.splits import (
 
 __all__ = (
     "LOADERS",
+    "NOTHING",
     "DataError",
     "Dataset",
     "LostClassError",
@@ -35,8 +39,10 @@ __all__ = (
     "class_split",
     "index_split",
     "load",
+    "mislabelled",
     "others",
     "random_split",
+    "ranked_split",
     "read_indices",
     "shuffled",
     "subset",

@@ -65,6 +65,36 @@ def random_split(
     return split
 
 
+def ranked_split(
+    dataset: Dataset, fraction: float, rank: np.ndarray, forgotten: np.ndarray = NOTHING
+) -> Split:
+    """Forgets the ``round(fraction · N)`` of N training images that rank lowest.
+
+    Args:
+      dataset: the data set.
+      fraction: share of the training images, between 0 and 1.
+      rank: a number (n,) for each training image; of equal ones the first goes first.
+      forgotten: sorted indices of images that are forgotten already; the others are
+        the N.
+
+    Returns:
+      The split; all test images of classes that are not forgotten stay.
+
+    Raises:
+      DataError: if the fraction is outside (0, 1) or a set or class would be empty.
+
+    >>> from experiments.data import load
+    >>> digits = load("digits")
+    >>> print(ranked_split(digits, 0.002, np.arange(1437)[::-1]).forget)
+    [1434 1435 1436]
+    """
+    left = others(forgotten, len(dataset.train_labels))
+    order = left[np.argsort(rank[left], kind="stable")]
+    split = _split(dataset, np.sort(order[: _count(len(left), fraction)]), forgotten)
+    _check_classes(dataset, split)
+    return split
+
+
 def class_split(
     dataset: Dataset, forget_class: int | str, forgotten: np.ndarray = NOTHING
 ) -> Split:
@@ -279,6 +309,29 @@ def subset(dataset: Dataset, count: int) -> Dataset:
     )
 
 
+def mislabelled(dataset: Dataset, indices: np.ndarray, seed: int) -> Dataset:
+    """The data set with wrong labels on some training images.
+
+    Args:
+      dataset: the data set.
+      indices: of these images, (n,).
+      seed: not negative.
+
+    Returns:
+      The data set; each of the other classes is a wrong label as often as the others.
+
+    >>> from experiments.data import load
+    >>> digits = load("digits")
+    >>> wrong = mislabelled(digits, np.array([3, 7]), seed=0)
+    >>> print(np.flatnonzero(wrong.train_labels != digits.train_labels))
+    [3 7]
+    """
+    labels = dataset.train_labels.copy()
+    steps = 1 + shuffled(len(indices), seed + 1) % (dataset.num_classes - 1)
+    labels[indices] = (labels[indices] + steps) % dataset.num_classes
+    return dataclasses.replace(dataset, train_labels=labels)
+
+
 def _split(dataset: Dataset, forget: np.ndarray, forgotten: np.ndarray) -> Split:
     """The split that forgets these sorted indices, and tests on the classes left."""
     total, labels = len(dataset.train_labels), dataset.train_labels
@@ -319,11 +372,17 @@ def _check_classes(dataset: Dataset, split: Split) -> None:
 
 def _random_indices(total: int, fraction: float, seed: int) -> np.ndarray:
     """Sorted indices of a random share of so many images."""
-    if not 0 < fraction < 1:
-        raise DataError(f"The fraction is {fraction}; wanted one between 0 and 1.")
+    count = _count(total, fraction)
     if seed < 0:
         raise DataError(f"The seed is {seed}; wanted 0 or more.")
-    return np.sort(shuffled(total, seed)[: round(fraction * total)])
+    return np.sort(shuffled(total, seed)[:count])
+
+
+def _count(total: int, fraction: float) -> int:
+    """How many images a share of them is."""
+    if not 0 < fraction < 1:
+        raise DataError(f"The fraction is {fraction}; wanted one between 0 and 1.")
+    return round(fraction * total)
 
 
 def shuffled(total: int, seed: int) -> np.ndarray:

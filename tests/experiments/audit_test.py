@@ -81,16 +81,6 @@ class PoolTest(parameterized.TestCase):
         np.testing.assert_array_equal(hard.pool, np.arange(total - count, total))
         np.testing.assert_array_equal(easy.pool, np.arange(count))
 
-    def test_a_round_of_folds_leaves_every_example_out_once(self):
-        folds = pool.Folds.of(data.load("digits"), 0)
-        left_out = folds.member(range(2 * pool.FOLDS))
-        for i in (0, pool.FOLDS):
-            np.testing.assert_array_equal(left_out[i : i + pool.FOLDS].sum(0), 1)
-        self.assertFalse(np.array_equal(left_out[0], left_out[pool.FOLDS]))
-        split = folds.split(1)
-        np.testing.assert_array_equal(split.forget, np.flatnonzero(left_out[1]))
-        np.testing.assert_array_equal(split.retain, np.flatnonzero(~left_out[1]))
-
     def test_a_pool_that_takes_all_is_refused(self):
         with self.assertRaisesRegex(pool.PoolError, "wanted at least 4"):
             self.draw(share=0.0005)

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 import experiments
 from experiments import data
 from experiments.classification import __main__ as classification
+from experiments.classification import task
 from experiments.classification.methods import METHODS
 from experiments.classification.optimisation import Optimisation
 from experiments.engine import bench, cli, store
@@ -260,7 +261,7 @@ class StudyFolderTest(parameterized.TestCase):
             try:
                 with store.Store(pathlib.Path(folder), {"seeds": 1}) as kept:
                     kept.row("retrain", 0)
-                    means = summary.summarise(kept.rows, classification.COLUMNS)
+                    means = summary.summarise(kept.rows, task.COLUMNS)
                     tables.rich_table(means, pending=("retrain", "salun"))
             except store.StoreError as error:
                 self.assertLessEqual(len(str(error).splitlines()), 2)

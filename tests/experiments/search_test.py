@@ -100,7 +100,7 @@ class SearchTest(parameterized.TestCase):
             },
         )
         self.assertEqual(
-            recipes.searched("", self.recipes)["random_label"],
+            recipes.searched([], self.recipes)["random_label"],
             METHODS["random_label"].Recipe(**found["recipe"]),
         )
         # Only baselines leave rows: the trials are no results.
