@@ -149,16 +149,18 @@ def project_conflicts(
     forget_grads: PyTree,
     *,
     forget_weight: jax.typing.ArrayLike = 1.0,
+    retain_weight: jax.typing.ArrayLike = 1.0,
 ) -> PyTree:
     r"""PCGrad's rule in place of the corrector: drop what opposes the other gradient.
 
     Where :math:`\langle g_r, g_f \rangle < 0` in a tensor, each gradient loses its
-    component along the other; the result is :math:`g_r' + \lambda g_f'`.
+    component along the other; the result is :math:`\kappa g_r' + \lambda g_f'`.
 
     Args:
       retain_grads: gradients of the retain loss.
       forget_grads: forgetting gradients, of the same structure and shapes.
       forget_weight: :math:`\lambda`.
+      retain_weight: :math:`\kappa`.
 
     Returns:
       A tree of the structure, shapes and dtypes of ``retain_grads``.
@@ -179,7 +181,8 @@ def project_conflicts(
         r, f = widened(retain), widened(forget)
         r_free = r - jnp.minimum(_dot(r, _unit(f)), 0) * _unit(f)
         f_free = f - jnp.minimum(_dot(f, _unit(r)), 0) * _unit(r)
-        return (r_free + forget_weight * f_free).astype(retain.dtype)
+        total = retain_weight * r_free + forget_weight * f_free
+        return total.astype(retain.dtype)
 
     return jax.tree.map(project, retain_grads, forget_grads)
 

@@ -220,6 +220,112 @@ def blend_updates(retain_share: Scalar) -> optax.GradientTransformationExtraArgs
     return _combine_gradients(rule)
 
 
+def rectify_updates(
+    level: float | jax.Array = 0.02, slope: float | jax.Array = 100.0
+) -> optax.GradientTransformationExtraArgs:
+    r"""Drops what conflicts, and weighs by how well the retain set is kept (GDR-GMA).
+
+    .. math:: u = (1 - \lambda) g_r' + \lambda g_f', \quad
+       \lambda = \frac{1}{1 + e^{s (\ell_r - c)}}
+
+    with the gradients of :func:`project_conflicting_updates`, each without its
+    component along the other where the two conflict in a tensor.
+
+    Args:
+      level: :math:`c`, the retain loss at which both count alike.
+      slope: :math:`s`, how fast forgetting yields to a larger loss.
+
+    Returns:
+      A transform whose ``update`` needs the keywords ``forget_grads`` and ``value``,
+      the retain loss; the methods of :mod:`mujax.methods` give both.
+
+    Raises:
+      ValueError: as :func:`correct_updates`, or ``value`` is missing.
+
+    Example:
+      >>> tx = rectify_updates(level=0.5)
+      >>> retain, forget = jnp.array([1.0, 0.0]), jnp.array([-1.0, 1.0])
+      >>> tx.update(retain, tx.init(retain), forget_grads=forget, value=0.5)[0]
+      Array([0.25, 0.75], dtype=float32)
+
+    Reference:
+      Lin et al. (2024), *GDR-GMA*, ACM Multimedia.
+    """
+
+    def rule(retain_grads, forget_grads, count, value=None):
+        del count
+        if value is None:
+            raise ValueError(
+                "rectify_updates got value=None, wanted the retain loss: call "
+                "update(updates, state, params, forget_grads=…, value=loss)."
+            )
+        share = jax.nn.sigmoid(slope * (level - value))
+        return correction.project_conflicts(
+            retain_grads, forget_grads, forget_weight=share, retain_weight=1 - share
+        )
+
+    return _combine_gradients(rule, ("value",))
+
+
+class SeparateUpdatesState(NamedTuple):
+    """State of :func:`separate_updates`.
+
+    Attributes:
+      retain: the state of the optimiser of the retain gradient.
+      forget: that of the optimiser of the forgetting gradient.
+    """
+
+    retain: optax.OptState
+    forget: optax.OptState
+
+
+def separate_updates(
+    retain: optax.GradientTransformation, forget: optax.GradientTransformation
+) -> optax.GradientTransformationExtraArgs:
+    r"""Gives each gradient an optimiser of its own and adds their updates (DualOptim).
+
+    The momenta of the two streams then do not mix. What comes out are updates, so that
+    what stands behind it needs no learning rate: as ``combine`` of
+    :func:`mujax.methods.ufg` or :func:`mujax.methods.neggrad_plus` beside
+    ``optax.identity()``.
+
+    Args:
+      retain: optimiser of the retain gradient, such as ``optax.sgd``.
+      forget: optimiser of the forgetting gradient, such as ``optax.adam``.
+
+    Returns:
+      A transform whose ``update`` needs the keyword ``forget_grads``.
+
+    Raises:
+      ValueError: as :func:`correct_updates`.
+
+    Example:
+      >>> tx = separate_updates(optax.sgd(1.0), optax.adam(0.1))
+      >>> ours, theirs = jnp.ones(1), 3 * jnp.ones(1)
+      >>> updates, _ = tx.update(ours, tx.init(ours), forget_grads=theirs)
+      >>> updates.round(3)
+      Array([-1.1], dtype=float32)
+
+    Reference:
+      `DualOptim (2025) <https://arxiv.org/abs/2504.15827>`_.
+    """
+    retain, forget = map(optax.with_extra_args_support, (retain, forget))
+
+    def init_fn(params):
+        wrappers.refuse_half_seen()
+        return SeparateUpdatesState(retain.init(params), forget.init(params))
+
+    def update_fn(updates, state, params=None, *, forget_grads=None, **extra_args):
+        both = _both(updates, forget_grads)
+        other = match(both.forget, both.retain, "forget_grads", "updates")
+        ours, kept = retain.update(both.retain, state.retain, params, **extra_args)
+        theirs, left = forget.update(other, state.forget, params, **extra_args)
+        total = jax.tree.map(lambda u, v: (u + v).astype(u.dtype), ours, theirs)
+        return total, SeparateUpdatesState(kept, left)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
 def project_updates(
     bases: PyTree, *, freeze_rest: bool = False
 ) -> optax.GradientTransformationExtraArgs:
@@ -369,9 +475,9 @@ def soft_threshold_updates(
 
 
 def _combine_gradients(
-    rule: Callable[[PyTree, PyTree, jax.Array], PyTree],
+    rule: Callable[..., PyTree], wanted: tuple[str, ...] = ()
 ) -> optax.GradientTransformationExtraArgs:
-    """A transform that applies ``rule(updates, forget_grads, count)``."""
+    """A transform that applies ``rule(updates, forget_grads, count, **wanted)``."""
 
     def init_fn(params):
         del params
@@ -379,16 +485,22 @@ def _combine_gradients(
         return CombineGradientsState(jnp.zeros([], jnp.int32))
 
     def update_fn(updates, state, params=None, *, forget_grads=None, **extra_args):
-        del params, extra_args
-        wrappers.refuse_half_seen()
-        both = wrappers.take_both(updates, forget_grads)
-        for tree, name in ((both.retain, "updates"), (both.forget, "forget_grads")):
-            check_inexact(tree, name)
-        retain = jax.tree.map(jnp.asarray, both.retain)
-        combined = rule(retain, both.forget, state.count)
+        del params
+        both = _both(updates, forget_grads)
+        known = {name: extra_args.get(name) for name in wanted}
+        combined = rule(both.retain, both.forget, state.count, **known)
         return combined, CombineGradientsState(_next(state.count))
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _both(updates: PyTree, forget_grads: PyTree | None) -> wrappers.TwoGradients:
+    """The two gradients, checked."""
+    wrappers.refuse_half_seen()
+    both = wrappers.take_both(updates, forget_grads)
+    for tree, name in ((both.retain, "updates"), (both.forget, "forget_grads")):
+        check_inexact(tree, name)
+    return both._replace(retain=jax.tree.map(jnp.asarray, both.retain))
 
 
 def _check_addressable(held: PyTree, updates: PyTree, name: str) -> None:

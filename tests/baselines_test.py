@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from absl.testing import absltest, parameterized
 
-from mujax import methods, roles
+from mujax import methods, roles, transforms
 
 RNG = np.random.default_rng(0)
 X, W = RNG.normal(size=(12, 5)).astype(np.float32), RNG.normal(size=(5, 4)) / 2
@@ -372,6 +372,120 @@ class ResetsTest(parameterized.TestCase):
             method.init(KERNELS, (), batches, retain_batches=batches)
         with self.assertRaisesRegex(ValueError, "fraction"):
             methods.msg(linear, optax.sgd(0.1), fraction=1.5).init(KERNELS, (), [])
+
+
+class BoundaryTest(parameterized.TestCase):
+    @parameterized.parameters(None, 20)
+    def test_labels_are_those_across_the_boundary(self, levels):
+        x = 0.5 + X / 8  # near the middle of the bounds
+        method = methods.boundary_shrink(
+            outputs_fn,
+            optax.sgd(0.3),
+            get_inputs=lambda batch: batch[0],
+            set_inputs=lambda batch, x: (x, batch[1]),
+            size=0.3,
+            levels=levels,
+        )
+        found = moved(method, method.init(jnp.asarray(W)), (x, Y), (x, Y))
+        error = softmax(x @ W)
+        error[np.arange(12), Y] -= 1
+        near = np.clip(x + 0.3 * np.sign(error @ W.T), 0, 1)
+        near = near if levels is None else np.round(near * levels) / levels
+        labels = np.argmax(near @ W, -1)
+        self.assertBetween(np.sum(labels != np.argmax(x @ W, -1)), 1, 11)
+        wanted = W
+        for _ in range(2):  # the labels stay the original's
+            wanted = wanted - 0.3 * cross_entropy_gradient(wanted, x, labels)
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-6)
+
+
+class TwoStreamsTest(parameterized.TestCase):
+    @parameterized.parameters(0.02, 0.8, 3.0)
+    def test_gdr_gma_by_its_formula(self, level):
+        method = methods.gdr_gma(loss_fn, optax.sgd(0.2), level=level, slope=4.0)
+        retain, forget = (X[:8], Y[:8]), (X[4:], Y[4:])
+        found = moved(method, method.init(jnp.asarray(W)), retain, forget_batch=forget)
+        r, f = cross_entropy_gradient(W, *retain), -cross_entropy_gradient(W, *forget)
+        self.assertLess(np.sum(r * f), 0)  # they conflict
+        p = softmax(retain[0] @ W)[np.arange(8), retain[1]]
+        share = 1 / (1 + np.exp(4 * (np.mean(-np.log(p)) - level)))
+        wanted = W - 0.2 * (
+            (1 - share) * (r - np.sum(r * f) / np.sum(f * f) * f)
+            + share * (f - np.sum(r * f) / np.sum(r * r) * r)
+        )
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-6)
+
+    def test_separate_optimisers_do_not_mix_their_momenta(self):
+        combine = transforms.separate_updates(
+            optax.sgd(0.1, momentum=0.9), optax.sgd(0.2, momentum=0.5)
+        )
+        method = methods.neggrad_plus(loss_fn, optax.identity(), combine=combine)
+        state, w = method.init(jnp.asarray(W)), W
+        trace = np.zeros((2, *W.shape))
+        for i in range(3):
+            batches = (X[i : i + 6], Y[i : i + 6]), (X[i + 3 :], Y[i + 3 :])
+            state, _ = method.step(state, batches[0], forget_batch=batches[1])
+            r, f = (cross_entropy_gradient(w, *batch) for batch in batches)
+            trace = np.array([0.9 * trace[0] + r, 0.5 * trace[1] - f])
+            w = w - 0.1 * trace[0] - 0.2 * trace[1]
+        np.testing.assert_allclose(method.finish(state)[0], w, rtol=1e-4, atol=1e-6)
+
+    def test_sfron_by_its_formula(self):
+        retain, forget = (X[:8], Y[:8]), (X[7:], Y[7:])
+        method = methods.sfron(
+            outputs_fn, optax.sgd(0.1), optax.sgd(0.5, momentum=0.9), every=2
+        )
+        state, w = method.init(jnp.asarray(W), (), [forget], retain_batches=[retain]), W
+
+        def fisher(x, y):
+            ones = [slice(i, i + 1) for i in range(len(y))]
+            squares = [cross_entropy_gradient(W, x[i], y[i]) ** 2 for i in ones]
+            return np.mean(squares, 0)
+
+        mask = fisher(*forget) >= fisher(*retain)
+        self.assertBetween(mask.mean(), 0.1, 0.9)
+        trace = np.zeros_like(W)
+        for i in range(3):
+            state, _ = method.step(state, retain, forget_batch=forget)
+            if i % 2 == 0:
+                x, y = forget
+                p = softmax(x @ w)
+                weights = (-np.log(p[np.arange(5), y])) ** -0.5
+                p[np.arange(5), y] -= 1
+                ascent = -(x.T @ (p * (weights / weights.mean())[:, None])) / 5
+                trace = 0.9 * trace + np.where(mask, ascent, 0)
+                w = w - 0.5 * trace
+            w = w - 0.1 * cross_entropy_gradient(w, *retain)
+        np.testing.assert_allclose(method.finish(state)[0], w, rtol=1e-4, atol=1e-6)
+
+
+class InfluenceTest(absltest.TestCase):
+    def test_equals_the_recursion_of_rank_one_updates(self):
+        forget, retain = (X[:4], Y[:4]), [(X[4:8], Y[4:8]), (X[8:], Y[8:])]
+        method = methods.influence(loss_fn, scale=0.3, damping=0.05)
+        state = method.init(jnp.asarray(W), (), [forget], retain_batches=retain)
+        # WoodFisher: the inverse after one example more, by Sherman and Morrison.
+        inverse = np.eye(W.size) / 0.05
+        for i in range(4, 12):
+            g = cross_entropy_gradient(W, X[i : i + 1], Y[i : i + 1]).ravel()
+            along = inverse @ g
+            inverse = inverse - np.outer(along, along) / (8 + g @ along)
+        away = cross_entropy_gradient(W, *forget)
+        gap = away - cross_entropy_gradient(W, X[4:], Y[4:])
+        wanted = W + 0.3 * (inverse @ gap.ravel()).reshape(W.shape)
+        np.testing.assert_allclose(moved(method, state), wanted, rtol=1e-3, atol=1e-5)
+        np.testing.assert_array_equal(
+            moved(method, state), moved(method, state, retain[0])
+        )
+
+    def test_an_oracle_teaches_its_own_outputs(self):
+        other = W[:, ::-1].copy()
+        method = methods.oracle_matching(
+            outputs_fn, optax.sgd(0.2), oracle=(jnp.asarray(other), ())
+        )
+        found = moved(method, method.init(jnp.asarray(W)), (X, Y))
+        wanted = W - 0.2 * X.T @ (softmax(X @ W) - softmax(X @ other)) / 12
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-6)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,10 @@ TRANSFORMS = {
     "project_conflicts": lambda p: transforms.project_conflicting_updates(
         optax.linear_schedule(1.0, 0.0, 5)
     ),
+    "rectify": lambda p: with_value(transforms.rectify_updates()),
+    "separate": lambda p: transforms.separate_updates(
+        optax.sgd(0.1, momentum=0.9), optax.sgd(0.2)
+    ),
     "blend": lambda p: transforms.blend_updates(0.75),
     "blend_on_schedule": lambda p: transforms.blend_updates(
         optax.linear_schedule(1.0, 0.0, 5)
@@ -41,6 +45,17 @@ TRANSFORMS = {
         optax.linear_schedule(0.5, 0.0, 5)
     ),
 }
+
+
+def with_value(tx: Any) -> Any:
+    """A transform that is always given the same loss."""
+
+    def update(updates, state, params=None, **extra_args):
+        return tx.update(updates, state, params, **extra_args, value=jnp.float32(0.01))
+
+    return optax.GradientTransformationExtraArgs(tx.init, update)
+
+
 # Those that hold a tree of their own; the others work on any part of the parameters.
 WITH_TREE = ("mask", "project", "project_alone")
 
@@ -307,11 +322,27 @@ METHODS = {
         incompetent=(jax.tree.map(jnp.negative, problem()[0]), ()),
     ),
     "delete": lambda _, optimizer: methods.delete(outputs_fn, optimizer),
+    "oracle_matching": lambda _, optimizer: methods.oracle_matching(
+        outputs_fn,
+        optimizer,
+        oracle=(jax.tree.map(jnp.negative, problem()[0]), ()),
+    ),
+    "boundary_shrink": lambda _, optimizer: methods.boundary_shrink(
+        outputs_fn,
+        optimizer,
+        get_inputs=lambda batch: batch[0],
+        set_inputs=lambda batch, x: (x, batch[1]),
+    ),
+    "gdr_gma": methods.gdr_gma,
+    "sfron": lambda _, optimizer: with_retain(
+        methods.sfron(outputs_fn, optimizer, optimizer, every=2)
+    ),
+    "influence": lambda loss, _: with_retain(methods.influence(loss, iterations=5)),
     "ct": methods.ct,
     "msg": lambda *given: with_retain(methods.msg(*given)),
 }
 # Those that change parameters before the first step.
-RESETS = ("ct", "msg")
+RESETS = ("ct", "msg", "influence")
 METHOD_STEPS = 2
 
 

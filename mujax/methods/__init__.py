@@ -14,6 +14,7 @@ from mujax.methods.base import StepInfo as StepInfo
 from mujax.methods.base import plain_loss as plain_loss
 from mujax.methods.base import trainable_fraction as trainable_fraction
 from mujax.methods.base import with_data as with_data
+from mujax.methods.boundary import boundary_shrink as boundary_shrink
 from mujax.methods.cufg import cufg as cufg
 from mujax.methods.cufg import released_forget_weight as released_forget_weight
 from mujax.methods.cufg import released_threshold as released_threshold
@@ -25,12 +26,15 @@ from mujax.methods.distillation import OutputsFn as OutputsFn
 from mujax.methods.distillation import bad_teacher as bad_teacher
 from mujax.methods.distillation import delete as delete
 from mujax.methods.distillation import mark_forgotten as mark_forgotten
+from mujax.methods.distillation import oracle_matching as oracle_matching
 from mujax.methods.distillation import scrub as scrub
 from mujax.methods.esd import esd as esd
 from mujax.methods.finetune import finetune as finetune
 from mujax.methods.finetune import retrain as retrain
+from mujax.methods.gradient_ascent import gdr_gma as gdr_gma
 from mujax.methods.gradient_ascent import gradient_ascent as gradient_ascent
 from mujax.methods.gradient_ascent import neggrad_plus as neggrad_plus
+from mujax.methods.influence import influence as influence
 from mujax.methods.resets import ct as ct
 from mujax.methods.resets import msg as msg
 from mujax.methods.salun import random_label as random_label
@@ -39,4 +43,5 @@ from mujax.methods.salun import salun_soft as salun_soft
 from mujax.methods.semu import semu as semu
 from mujax.methods.semu import semu_retain as semu_retain
 from mujax.methods.semu import trained_kernels as trained_kernels
+from mujax.methods.sfron import sfron as sfron
 from mujax.methods.sparse import l1_sparse as l1_sparse

@@ -224,7 +224,8 @@ def descend(
 
     Args:
       loss_fn: loss of the batch that comes with a step, a :class:`LossFn`.
-      optimizer: any optax transform; with two gradients it is given ``forget_grads``.
+      optimizer: any optax transform; it is given the loss as ``value``, and with two
+        gradients ``forget_grads``.
       data_use: what to feed the steps.
       sign: -1 ascends the loss.
       start: ``(params, model_state, forget_batches, mask) -> Start``.
@@ -316,9 +317,8 @@ def descend(
                 )
             )
             extra_args["forget_grads"] = forget_grads
-        updates, opt_state = tx.update(
-            grads, state.opt_state, state.trained, **extra_args
-        )
+        given = {"value": loss, **extra_args}
+        updates, opt_state = tx.update(grads, state.opt_state, state.trained, **given)
         trained = optax.apply_updates(state.trained, updates)
         if state.mask is not None:
             # Selected, not added to: addition on CPU flushes subnormal weights to zero.

@@ -1,4 +1,4 @@
-"""Methods that teach by another model's outputs: SCRUB, Bad Teacher and DELETE.
+"""Methods that teach by another model's outputs: SCRUB, Bad Teacher, DELETE, oracles.
 
 They look at logits, not only at a loss. The function that gives them,
 :class:`OutputsFn`, also gives the labels: those of the forget set are -1 where a method
@@ -231,6 +231,58 @@ def delete(
         eval_outputs_fn,
         optimizer,
         base.DataUse(passes=((base.FORGET,),), epochs=5),
+        axis_name=axis_name,
+    )
+
+
+def oracle_matching(
+    outputs_fn: OutputsFn,
+    optimizer: optax.GradientTransformation,
+    *,
+    oracle: tuple[PyTree, PyTree],
+    eval_outputs_fn: OutputsFn | None = None,
+    axis_name: str | None = None,
+) -> base.Method:
+    r"""Learns the outputs of a Retrain that exists: a ceiling, not a method to use.
+
+    Descends :math:`KL(o \Vert s)` on :math:`D_f` and :math:`D_r`. What a method could
+    reach at most with so many steps, for tables.
+
+    Args:
+      outputs_fn: outputs in training mode; the statistics move.
+      optimizer: any optax transform.
+      oracle: parameters and model state of a model that never saw :math:`D_f`.
+      eval_outputs_fn: the oracle's outputs, in evaluation mode; ``outputs_fn`` if None.
+      axis_name: mapped axis to average over.
+
+    Returns:
+      The method; reads forget and retain set shuffled together.
+
+    Example:
+      >>> def outputs_fn(w, model_state, batch, key):
+      ...     x, labels = batch
+      ...     return Outputs(x @ w, labels, None, model_state)
+      >>> method = oracle_matching(outputs_fn, optax.sgd(1.0), oracle=(jnp.eye(2), ()))
+      >>> state, batch = method.init(jnp.eye(2)), (jnp.eye(2), jnp.arange(2))
+      >>> method.step(state, batch)[1].loss  # it is the oracle already
+      Array(0., dtype=float32)
+
+    Reference:
+      `Georgiev et al. (2024) <https://arxiv.org/abs/2410.23232>`_.
+    """
+    look = outputs_fn if eval_outputs_fn is None else eval_outputs_fn
+
+    def rows(student, teacher, labels, step, batch):
+        del teacher, labels, step
+        return _divergence(look(*oracle, batch, None).logits, student, 1.0)
+
+    return _distil(
+        rows,
+        outputs_fn,
+        eval_outputs_fn,
+        optimizer,
+        base.DataUse(passes=((base.FORGET, base.RETAIN),), epochs=5),
+        with_batch=True,
         axis_name=axis_name,
     )
 
