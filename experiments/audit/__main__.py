@@ -15,7 +15,7 @@ from typing import ClassVar, Literal
 
 import rich.console
 
-from experiments.audit import audits, pictures
+from experiments.audit import audits, meta, pictures
 from experiments.audit import bank as banks
 from experiments.audit import pool as pools
 from experiments.classification import config as classification
@@ -79,6 +79,9 @@ class Config(cli.StudyConfig):
     """Which images are drawn for the pool, which labels they get, and its halves."""
     forget_class: str = "0"
     """Panel class: name or number of the class."""
+    meta: bool = False
+    """Audit the audits instead of methods: which tell models that forgot nothing from
+    models that never saw it."""
     share: str | None = None
     """Do a part of the work alone, such as 2/3: every third pair of models from the
     second on. Run once more without it, in the same --out, for the table of all."""
@@ -111,6 +114,11 @@ class Config(cli.StudyConfig):
         if not asked or not asked.issubset(pools.PANELS):
             raise cli.ConfigError(
                 f"--panels {self.panels!r}: choose from {', '.join(pools.PANELS)}."
+            )
+        if self.meta and (self.methods != "usual" or self.share is not None):
+            raise cli.ConfigError(
+                "--meta judges audits, not methods, and in one piece: leave out "
+                "--methods and --share."
             )
         if self.share is not None:
             parts = re.fullmatch(r"(\d{1,6})/(\d{1,6})", self.share)
@@ -178,7 +186,13 @@ def audit(config: Config) -> None:
         for panel in config.panel_names
     }
     for panel, pool in drawn.items():
-        _audit(config, panel, pool, chosen)
+        if config.meta:
+            kind = config.study("class" if panel == "class" else "random")
+            command = ["python", "-m", "experiments.audit", *sys.argv[1:]]
+            folder = config.folder / f"meta-{panel}"
+            meta.audit_audits(kind, panel, pool, folder, command)
+        else:
+            _audit(config, panel, pool, chosen)
 
 
 def _audit(

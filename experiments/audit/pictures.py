@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from experiments.audit import audits
 from experiments.audit.bank import Margins
+from experiments.audit.scoring import Verdict
 from experiments.reporting import drawing, report
 from experiments.reporting.summary import Summary
 from mujax import auditing
@@ -52,6 +53,23 @@ def figures(summary: Summary, banks: Banks) -> list[report.Figure]:
             lambda: two_audits(summary),
         ),
     ]
+
+
+@drawing.styled
+def faithfulness(verdicts: Mapping[str, Verdict]) -> Figure:
+    """How often each audit ranks a bad model above a good one, with its interval."""
+    figure = drawing.blank(5.2)
+    axes = figure.subplots()
+    places = np.arange(len(verdicts))[::-1]
+    areas = np.array([[100 * x for x in v[:3]] for v in verdicts.values()])
+    low, high = areas[:, 0] - areas[:, 1], areas[:, 2] - areas[:, 0]
+    spread = np.maximum([low, high], 0)
+    axes.errorbar(areas[:, 0], places, xerr=spread, fmt="o", capsize=3)
+    axes.axvline(50, linestyle="--", linewidth=1, color="0.6")
+    axes.set_yticks(places, list(verdicts))
+    axes.set_xlabel("bad above good, % of pairs")
+    axes.set_xlim(right=102)
+    return figure
 
 
 @drawing.styled

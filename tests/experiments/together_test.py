@@ -136,7 +136,7 @@ class StudyTest(absltest.TestCase):
             out = folder / str(size)
             flags = f"--batch-models {size} --workers 1 --seeds 3 --out {out}"
             flags += " --cache None --train.epochs 2 --recipe.epochs 1"
-            flags += " --methods random_label,semu,cufg"
+            flags += " --methods random_label,semu,cufg --cufg.learning-rate 0.01"
             self.assertEqual(classification.main(flags.split()), 0)
             tables.append(json.loads((out / "results.json").read_text())["rows"])
         for one, other in zip(*tables, strict=True):
