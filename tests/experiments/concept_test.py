@@ -18,7 +18,9 @@ from experiments.data.dataset import DataError
 from experiments.engine.task import BASELINES
 from experiments.text_to_image import __main__ as story
 from experiments.text_to_image import concept, recipes, small
+from experiments.text_to_image.config import Config
 from experiments.text_to_image.methods import METHODS
+from experiments.text_to_image.task import TextToImage
 from tests import command_line
 
 KEY = jax.random.key(0)
@@ -161,13 +163,11 @@ class TaskTest(parameterized.TestCase):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        config = story.Config(
+        config = Config(
             widths="16", channels=4, size=16, samples=2, forgotten_samples=4,
             devices=1, cache=None,
         )  # fmt: skip
-        cls.task = story.TextToImage(
-            config, pictures(), concept.concept(pictures(), "cat")
-        )
+        cls.task = TextToImage(config, pictures(), concept.concept(pictures(), "cat"))
 
     def test_feeds_every_picture_of_the_concept_and_no_other(self):
         feed = self.task.feed
