@@ -1,6 +1,7 @@
 """The small pipeline's command line, and the pictures that it names."""
 
 import dataclasses
+import re
 from typing import ClassVar
 
 from experiments.data import captions, emoji
@@ -10,6 +11,7 @@ from experiments.engine import cli
 from experiments.text_to_image.methods import METHODS
 
 SCHEDULE_STEPS = 1000
+PARTS = {"attn2": True, "not-attn2": False}  # inside of cross-attention or outside
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +52,9 @@ class Config(cli.StudyConfig):
     """Channels of a latent."""
     widths: str = "32,64"
     """Channels of the U-Net's levels, multiples of 16 with commas between."""
+    trainable: str = "full"
+    """Weights of the U-Net that methods may move: full, attn2 (cross-attention),
+    not-attn2, or a regular expression that their names are searched for."""
     guidance: float = 2.0
     """Strength of classifier-free guidance when drawing; Stable Diffusion counts one
     more."""
@@ -81,12 +86,28 @@ class Config(cli.StudyConfig):
             )
         if self.channels < 1:
             raise cli.ConfigError(f"--channels {self.channels}: give at least 1.")
+        try:
+            self.moves("")
+        except re.error as error:
+            raise cli.ConfigError(
+                f"--trainable {self.trainable!r}: {error}; give full, attn2, not-attn2 "
+                "or a regular expression."
+            ) from None
 
     @property
     def task(self) -> str:
         """Name of the task, for the default folder."""
         parts = ("text-to-image", self.dataset, self.forget)
         return "-".join("".join(c if c.isalnum() else "_" for c in p) for p in parts)
+
+    def moves(self, name: str) -> bool:
+        """Whether methods may move a weight, by its name of ``roles.leaf_names``."""
+        if self.trainable == "full":
+            return True
+        if self.trainable in PARTS:
+            inside = "attn2" in name.split("/")
+            return inside == PARTS[self.trainable]
+        return re.search(self.trainable, name) is not None
 
     @property
     def levels(self) -> list[int]:

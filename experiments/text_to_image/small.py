@@ -169,6 +169,13 @@ class Prompts:
             )
         return self.encode(jnp.asarray(self._table)[numbers])
 
+    def spoken(self, numbers: jax.Array | np.ndarray) -> jax.Array:
+        """States (W, N, L, D) of captions or of the empty prompt, in each wording."""
+        cycle = (self.null + 1) * jnp.arange(self._wordings)[:, None]
+        every = jnp.asarray(self._table)[jnp.asarray(numbers) + cycle]
+        states = self.encode(every.reshape(-1, self.length))
+        return states.reshape(*every.shape, -1)
+
     def encode(self, tokens: jax.Array | np.ndarray, weights: Any = None) -> jax.Array:
         """States (N, L, D) of tokens (N, L), under other weights where given."""
         weights = self.weights if weights is None else weights

@@ -1,15 +1,17 @@
 """Forgetting a concept in the small pipeline as a task: its model, measures, report."""
 
 import functools
+import re
 from collections.abc import Mapping
 from typing import Any, Self
 
+import jax
 import numpy as np
 from jax.core import Tracer
 
 from experiments.data.captions import Captioned
 from experiments.diffusion import generation
-from experiments.engine import bench, study
+from experiments.engine import bench, cli, study
 from experiments.engine.cache import Cache
 from experiments.engine.devices import Devices
 from experiments.engine.store import Store
@@ -20,9 +22,9 @@ from experiments.reporting import figures, report, summary
 from experiments.reporting.summary import Column
 from experiments.text_to_image import concept, recipes
 from experiments.text_to_image.config import SCHEDULE_STEPS, Config
-from experiments.text_to_image.methods import METHODS
+from experiments.text_to_image.methods import METHODS, uce
 from experiments.text_to_image.small import text_to_image
-from mujax import diffusion, methods
+from mujax import diffusion, methods, roles
 
 COLUMNS = (
     Column(
@@ -158,9 +160,11 @@ class TextToImage:
             decode=material.patches.decode,
         )
 
+        self._check_names(".*")
+
         @functools.lru_cache(maxsize=16)  # equal functions share what they compile
-        def made(forget_weight: float, anchor: float, strength: float):
-            return generation.losses(
+        def made(forget_weight: float, anchor: float, strength: float, part: bool):
+            losses = generation.losses(
                 self.model,
                 self.schedule,
                 null=self.prompts.null,
@@ -173,17 +177,51 @@ class TextToImage:
                 signal=lambda latents: latents,
                 others=concept.others(wanted.retained),
             )
+            if not part:
+                return losses
+            return generation.Losses(*map(methods.loss_on_part, losses))
 
         self._made = made
 
+    def _check_names(self, pattern: str) -> None:
+        """Raises where no weight whose name fits the pattern may move."""
+        if self.config.trainable == "full":
+            return
+        shapes, _ = jax.eval_shape(self.init, jax.random.key(0))
+        names = [x for x in roles.leaf_names(shapes) if re.fullmatch(pattern, x)]
+        if not any(map(self.config.moves, names)):
+            raise cli.ConfigError(
+                f"--trainable {self.config.trainable!r} fits no weight that could "
+                f"move; they are named like {names[0]} and {names[-1]}."
+            )
+
     def losses(
-        self, forget_weight: float = 1.0, anchor: float = 3.0, strength: float = 1.0
+        self,
+        forget_weight: float = 1.0,
+        anchor: float = 3.0,
+        strength: float = 1.0,
+        *,
+        whole: bool = False,
     ) -> generation.Losses:
-        """The losses of the U-Net, see :func:`generation.losses`."""
+        """The losses of the weights that methods move, or of the whole U-Net.
+
+        See :func:`generation.losses`.
+        """
+        part = not whole and self.config.trainable != "full"
         weights = forget_weight, anchor, strength
         if any(isinstance(weight, Tracer) for weight in weights):
-            return self._made.__wrapped__(*weights)  # known to one program alone
-        return self._made(*weights)
+            return self._made.__wrapped__(*weights, part)  # known to one program alone
+        return self._made(*weights, part)
+
+    @functools.cached_property
+    def states(self) -> uce.States:
+        """What cross-attention reads of the captions, a row a token."""
+        first = [among[0] for among in self.concept.instead.values()]
+        kept = np.append(self.concept.retained, self.prompts.null)
+        spoken = (
+            self.prompts.spoken(x) for x in ([*self.concept.instead], first, kept)
+        )
+        return uce.States(*(x.reshape(-1, x.shape[-1]) for x in spoken))
 
     @functools.cached_property
     def judge(self) -> concept.Judge:
@@ -209,8 +247,17 @@ class TextToImage:
 
     def build(self, name: str, recipe: Any, steps: int) -> methods.Method:
         """A method or the training of a baseline."""
-        make = METHODS[name].build if name in METHODS else recipes.retrain
-        method = make(recipe, self.losses, steps)
+        if name not in METHODS:
+            return recipes.retrain(
+                recipe, functools.partial(self.losses, whole=True), steps
+            )
+        read = {}
+        if METHODS[name] is uce:
+            self._check_names(uce.EDITED)
+            read["states"] = self.states
+        method = METHODS[name].build(recipe, self.losses, steps, **read)
+        if self.config.trainable != "full":
+            method = methods.on_part(method, self.config.moves)
         if method.data_use.relabel is None:
             return method
         relabel = concept.relabelling(self.concept.instead, recipe.next_class)

@@ -9,6 +9,7 @@ arrays (N, ...) such as class indices. Bind the key of a network's own dropout i
 jitted here: jit the step that calls it. Sums are float32, whatever the data's dtype.
 """
 
+from mujax.diffusion.editing import edit_projection as edit_projection
 from mujax.diffusion.losses import Predict as Predict
 from mujax.diffusion.losses import Reduction as Reduction
 from mujax.diffusion.losses import Target as Target

@@ -35,6 +35,8 @@ from mujax.methods.gradient_ascent import gdr_gma as gdr_gma
 from mujax.methods.gradient_ascent import gradient_ascent as gradient_ascent
 from mujax.methods.gradient_ascent import neggrad_plus as neggrad_plus
 from mujax.methods.influence import influence as influence
+from mujax.methods.part import loss_on_part as loss_on_part
+from mujax.methods.part import on_part as on_part
 from mujax.methods.resets import ct as ct
 from mujax.methods.resets import msg as msg
 from mujax.methods.salun import random_label as random_label

@@ -1,6 +1,8 @@
 """The small text-to-image pipeline, and what forgetting a concept in it means."""
 
 import contextlib
+import copy
+import dataclasses
 import json
 import pathlib
 import tempfile
@@ -9,18 +11,21 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from absl.testing import absltest, parameterized
 
 from experiments.data import emoji
 from experiments.data.captions import Caption, Captioned
 from experiments.data.dataset import DataError
+from experiments.engine import cli
 from experiments.engine.task import BASELINES
 from experiments.text_to_image import __main__ as story
 from experiments.text_to_image import concept, recipes, small
 from experiments.text_to_image.config import Config
 from experiments.text_to_image.methods import METHODS
 from experiments.text_to_image.task import TextToImage
+from mujax import methods, roles
 from tests import command_line
 
 KEY = jax.random.key(0)
@@ -108,6 +113,12 @@ class PromptsTest(parameterized.TestCase):
         np.testing.assert_array_equal(
             self.prompts.states(numbers), self.prompts.states(numbers, KEY)
         )
+
+    def test_speaks_in_all_wordings(self):
+        found = self.prompts.spoken(np.arange(3))
+        texts = ["flat cat", "flat dog", "", "cat, flat", "flat dog", ""]
+        wanted = self.prompts.encode(self.prompts.tokens(texts))
+        np.testing.assert_allclose(found.reshape(wanted.shape), wanted, atol=1e-6)
 
 
 class ConceptTest(parameterized.TestCase):
@@ -229,6 +240,66 @@ class TaskTest(parameterized.TestCase):
         self.assertEqual(METHODS.keys(), recipes.own().keys())
         self.assertContainsSubset(recipes.NUMBERS.keys(), METHODS.keys())
 
+    def test_uce_reads_a_cat_as_what_takes_its_place(self):
+        """With hardly any ridge and nothing preserved all keys and values agree."""
+        task = self.task
+        recipe = METHODS["uce"].Recipe(ridge=1e-5, preserve_weight=0.0)
+        method = task.build("uce", recipe, 1)
+        shapes, _ = jax.eval_shape(task.init, KEY)
+        params = jax.tree.map(lambda x: jax.random.normal(KEY, x.shape), shapes)
+        state = method.init(params)
+        edited, _ = method.finish(state)
+        cat, rocket = (task.prompts.states(jnp.array([c]))[0] for c in (0, 1))
+        names, share = roles.leaf_names(params), 0
+        leaves = map(jax.tree.leaves, (params, edited))
+        for name, old, new in zip(names, *leaves, strict=True):
+            if name.endswith(("attn2/to_k/kernel", "attn2/to_v/kernel")):
+                np.testing.assert_allclose(cat @ new, rocket @ old, atol=0.1)
+                self.assertGreater(jnp.abs(cat @ old - rocket @ old).max(), 1)
+                share += old.size
+            else:
+                np.testing.assert_array_equal(old, new)
+        total = sum(x.size for x in jax.tree.leaves(params))
+        self.assertAlmostEqual(methods.trainable_fraction(state, params), share / total)
+
+    def test_uce_needs_the_weights_that_it_edits(self):
+        task = copy.copy(self.task)
+        task.config = dataclasses.replace(task.config, trainable="not-attn2")
+        with self.assertRaisesRegex(cli.ConfigError, "fits no weight that could move"):
+            task.build("uce", METHODS["uce"].Recipe(), 1)
+
+    def test_uce_knows_all_tokens(self):
+        """Of three things in three styles, in three wordings, the cats are erased."""
+        erased, targets, preserved = self.task.states
+        tokens, size = self.task.prompts.length, small.STATES
+        self.assertEqual(erased.shape, (3 * 3 * tokens, size))
+        self.assertEqual(targets.shape, erased.shape)
+        self.assertEqual(preserved.shape, (3 * 7 * tokens, size))
+
+    @parameterized.parameters(
+        ("attn2", "/attn2/to_k/", "/attn1/to_k/"),
+        ("not-attn2", "/attn1/to_k/", "/attn2/to_k/"),
+        ("attn2.to_[kv]", "/attn2/to_k/", "/attn2/to_q/"),
+    )
+    def test_trains_the_weights_that_are_named(self, trainable, inside, outside):
+        config = dataclasses.replace(self.task.config, trainable=trainable)
+        task = copy.copy(self.task)
+        task.config = config
+        method = task.build("gradient_ascent", METHODS["gradient_ascent"].Recipe(), 1)
+        params, _ = jax.eval_shape(task.init, KEY)
+        state = jax.eval_shape(method.init, params)
+        every, part = set(roles.leaf_names(params)), roles.leaf_names(state.trained)
+        self.assertContainsSubset(part, every)
+        self.assertEqual({x for x in every if inside in x} - {*part}, set())
+        self.assertEqual([x for x in part if outside in x], [])
+        sizes = [sum(x.size for x in jax.tree.leaves(t)) for t in (state[0], params)]
+        share = methods.trainable_fraction(state, params)
+        self.assertAlmostEqual(share, sizes[0] / sizes[1])
+        # The original and Retrain are trained whole.
+        whole = task.build("original", recipes.TRAINING, 1)
+        whole = jax.eval_shape(whole.init, params)
+        chex.assert_trees_all_equal_shapes(whole.trained, params)
+
     @pytest.mark.slow  # a U-Net's mask and step compile for minutes on a busy machine
     def test_saluns_mask_stays_frozen_and_its_target_is_in_the_style(self):
         task = self.task
@@ -263,6 +334,12 @@ class CommandTest(parameterized.TestCase):
         ("channels", ["--channels", "0"], "at least 1"),
         ("samples", ["--samples", "1"], "at least 2"),
         ("steps", ["--sampling-steps", "0"], "give 1 to 1000"),
+        ("pattern", ["--trainable", "to_(k"], "a regular expression"),
+        (
+            "nothing",
+            ["--trainable", "attn3", "--widths", "16", "--subjects", "cat face,star"],
+            "fits no weight",
+        ),
     )
     def test_bad_input_is_a_line(self, flags, words):
         code, _, err = command_line.run(story.main, *flags)
@@ -273,17 +350,48 @@ class CommandTest(parameterized.TestCase):
 
 @pytest.mark.slow
 class StudyTest(absltest.TestCase):
+    def flags(self, folder: pathlib.Path) -> list[str]:
+        return [
+            *("--subjects", ",".join(SUBJECTS), "--size", "16"),
+            *("--widths", "16", "--channels", "4", "--seeds", "1"),
+            *("--train.epochs", "2", "--recipe.epochs", "1"),
+            *("--samples", "2", "--forgotten-samples", "4"),
+            *("--sampling-steps", "2", "--cache", str(folder / "cache")),
+            *("--out", str(folder / "out"), "--methods"),
+        ]
+
+    def test_what_is_not_trainable_has_its_old_bits(self):
+        with tempfile.TemporaryDirectory() as name:
+            folder = pathlib.Path(name)
+            names = ("salun", "semu", "esd", "uce")
+            flags = [*self.flags(folder), ",".join(names), "--trainable", "attn2"]
+            code, _, err = command_line.run(story.main, *flags)
+            self.assertEqual(code, 0, err)
+            rows = json.loads((folder / "out" / "results.json").read_text())["rows"]
+            shares = {row["method"]: row["trainable_fraction"] for row in rows}
+            loaded = {
+                name: ocp.StandardCheckpointer().restore(path)["params"]
+                for name in ("original", *names)
+                for path in (folder / "out" / "checkpoints").glob(f"{name}*")
+            }
+            old = loaded["original"]
+            pairs = zip(roles.leaf_names(old), jax.tree.leaves(old), strict=True)
+            part = [x.size for leaf, x in pairs if "attn2" in leaf.split("/")]
+            share = sum(part) / sum(x.size for x in jax.tree.leaves(old))
+            self.assertAlmostEqual(shares["esd"], share)
+            self.assertAlmostEqual(shares["salun"], share / 2, places=4)
+            self.assertLess(shares["semu"], share)
+            for name in names:
+                same = jax.tree.map(np.array_equal, loaded[name], old)
+                pairs = zip(roles.leaf_names(same), jax.tree.leaves(same), strict=True)
+                moved = [leaf for leaf, equal in pairs if not equal]
+                self.assertNotEmpty(moved)
+                self.assertEqual([x for x in moved if "attn2" not in x], [])
+
     def test_leaves_rows_grids_and_goes_on(self):
         with tempfile.TemporaryDirectory() as name:
             folder = pathlib.Path(name)
-            flags = [
-                *("--subjects", ",".join(SUBJECTS), "--size", "16"),
-                *("--widths", "16", "--channels", "4", "--seeds", "1"),
-                *("--train.epochs", "2", "--recipe.epochs", "1"),
-                *("--samples", "2", "--forgotten-samples", "4"),
-                *("--sampling-steps", "2", "--cache", str(folder / "cache")),
-                *("--out", str(folder / "out"), "--methods"),
-            ]
+            flags = self.flags(folder)
             code, _, err = command_line.run(story.main, *flags, "salun")
             self.assertEqual(code, 0, err)
             code, _, err = command_line.run(story.main, *flags, "salun,esd")

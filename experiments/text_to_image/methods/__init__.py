@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from experiments.diffusion.methods import METHODS as SHARED
 from experiments.diffusion.methods import Method
-from experiments.text_to_image.methods import smallest_mask
+from experiments.text_to_image.methods import smallest_mask, uce
 
 METHODS: Mapping[str, Method] = {
     "gradient_ascent": SHARED["gradient_ascent"],
@@ -22,5 +22,6 @@ METHODS: Mapping[str, Method] = {
     "semu_retain": SHARED["semu_retain"],
     "esd": SHARED["esd"],
     "ufg": SHARED["ufg"],
+    "uce": uce,
 }
 """Every method by its name on the command line, in the order of the table."""
