@@ -50,10 +50,11 @@ class Recipe:
 
 
 def build(
-    recipe: Recipe, losses: MakeLosses, steps: int, states: States
+    recipe: Recipe, losses: MakeLosses, steps: int, states: States | None = None
 ) -> methods.Method:
     """The method; ``init`` edits, and the steps that follow say the loss alone."""
     del steps
+    assert states is not None, "UCE needs to know what is read of the captions."
     loss_fn = losses().noise
 
     def edited(path, leaf):
