@@ -11,7 +11,6 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 from absl.testing import absltest, parameterized
 
@@ -19,6 +18,7 @@ from experiments.data import emoji
 from experiments.data.captions import Caption, Captioned
 from experiments.data.dataset import DataError
 from experiments.engine import cli
+from experiments.engine.checkpoints import load_checkpoint
 from experiments.engine.task import BASELINES
 from experiments.text_to_image import __main__ as story
 from experiments.text_to_image import concept, recipes, small
@@ -370,10 +370,10 @@ class StudyTest(absltest.TestCase):
             self.assertEqual(code, 0, err)
             rows = json.loads((folder / "out" / "results.json").read_text())["rows"]
             shares = {row["method"]: row["trainable_fraction"] for row in rows}
+            checkpoints = folder / "out" / "checkpoints"
             loaded = {
-                name: ocp.StandardCheckpointer().restore(path)["params"]
+                name: load_checkpoint(checkpoints / name / "seed_0")["params"]
                 for name in ("original", *names)
-                for path in (folder / "out" / "checkpoints").glob(f"{name}*")
             }
             old = loaded["original"]
             pairs = zip(roles.leaf_names(old), jax.tree.leaves(old), strict=True)
