@@ -216,11 +216,10 @@ class TextToImage:
     @functools.cached_property
     def states(self) -> uce.States:
         """What cross-attention reads of the captions, a row a token."""
-        first = [among[0] for among in self.concept.instead.values()]
-        kept = np.append(self.concept.retained, self.prompts.null)
-        spoken = (
-            self.prompts.spoken(x) for x in ([*self.concept.instead], first, kept)
-        )
+        erased, instead = zip(*self.concept.instead.items(), strict=True)
+        kept = [*self.concept.retained, self.prompts.null]
+        numbers = erased, [among[0] for among in instead], kept
+        spoken = (self.prompts.spoken(np.array(x)) for x in numbers)
         return uce.States(*(x.reshape(-1, x.shape[-1]) for x in spoken))
 
     @functools.cached_property
