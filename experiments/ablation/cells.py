@@ -119,7 +119,9 @@ class Cell:
         ]
         label, paper = PUBLISHED.get(self.name, ("", ""))
         return MethodNote(
-            label or self._label, paper, ", ".join(words).capitalize() + "."
+            label or self._label,
+            paper,
+            ", ".join(words)[0].upper() + ", ".join(words)[1:] + ".",
         )
 
     @property

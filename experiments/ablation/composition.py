@@ -102,7 +102,8 @@ def _in_cores(
             params, _ = cores.finish(state._replace(trained=trained))
             return losses.evaluation(params, model_state, batch, key)
 
-        return methods.ufg(loss_fn, optimizer, **options | {"eval_loss_fn": loss_fn})
+        merged: dict[str, Any] = options | {"eval_loss_fn": loss_fn}
+        return methods.ufg(loss_fn, optimizer, **merged)
 
     def init(params, model_state=(), forget_batches=None, *, mask=None):
         state = cores.init(params, model_state, forget_batches, mask=mask)

@@ -76,8 +76,8 @@ def estimate(
       An effect for each level but the first of each factor, and for each pair of such.
 
     Raises:
-      ValueError: there are fewer than two seeds, or the cells of one do not tell the
-        effects apart.
+      ValueError: there are fewer than two seeds, no factor has two levels, or the
+        cells of a seed do not tell the effects apart.
 
     Example:
       >>> cells = [("a", "c"), ("a", "d"), ("b", "c"), ("b", "d")]
@@ -93,6 +93,8 @@ def estimate(
             "tells how sure an effect is."
         )
     design, contrasts, names = _design(cells, factors)
+    if not names:
+        raise ValueError("Got no factor of two levels: there is nothing to compare.")
     found = np.stack([_fit(design, row) @ contrasts.T for row in numbers])
     means, halves, p_values = _simultaneous(found, found.shape[1], level)
     return [

@@ -8,6 +8,7 @@ from matplotlib.patches import Rectangle
 
 from experiments.ablation.cells import FACTORS, PUBLISHED, Cell
 from experiments.ablation.effects import Effect
+from experiments.ablation.findings import name
 from experiments.reporting import drawing
 
 
@@ -43,16 +44,13 @@ def cells(numbers: np.ndarray, names: Sequence[str]) -> Figure:
         colour = "white" if dark else drawing.INK
         axes.annotate(text, (j, i), ha="center", va="center", color=colour, fontsize=9)
         if names_of[i][j] in PUBLISHED:
-            frame = {"fill": False, "color": PALETTE_FRAME, "lw": 2.5}
+            frame = {"fill": False, "color": drawing.PALETTE[1], "lw": 2.5}
             axes.add_patch(Rectangle((j - 0.48, i - 0.48), 0.96, 0.96, **frame))
     axes.set_yticks(range(len(down)), [f"{space}, {mask} mask" for space, mask in down])
     words = [f"{corrector}\n{order}" for corrector, order in across]
     axes.set_xticks(range(len(across)), words, fontsize=9)
     axes.tick_params(length=0)
     return figure
-
-
-PALETTE_FRAME = drawing.PALETTE[1]
 
 
 @drawing.styled
@@ -71,11 +69,7 @@ def main_effects(effects: Sequence[Effect]) -> Figure:
 def interactions(effects: Sequence[Effect]) -> Figure:
     """The same for each pair of levels of two factors."""
     rows = [effect for effect in effects if len(effect.levels) == 2]
-    words = [
-        " × ".join(FACTORS[factor][level] for factor, level in effect.levels.items())
-        for effect in rows
-    ]
-    return _dots(rows, words)
+    return _dots(rows, [name(effect) for effect in rows])
 
 
 def _dots(rows: Sequence[Effect], words: Sequence[str]) -> Figure:
