@@ -13,6 +13,7 @@ log = logging.getLogger(f"mkdocs.hooks.{__name__}")  # its warnings are errors
 # Pages of the site whose source stays where its readers look for it.
 ELSEWHERE = {
     "experiments.md": "experiments/README.md",
+    "ablation.md": "experiments/ablation/README.md",
     "benchmarks.md": "experiments/benchmarks/RESULTS.md",
     "contributing.md": "CONTRIBUTING.md",
     "changelog.md": "CHANGELOG.md",

@@ -7,6 +7,7 @@ import numpy as np
 
 from experiments.ablation.cells import CELLS, FACTORS, PUBLISHED
 from experiments.ablation.effects import Effect, beats_all, estimate
+from experiments.engine.task import ORIGINAL
 from experiments.reporting.summary import number
 
 PAPERS = "salient_none_full_none", "none_none_cores_none", "none_corrector_full_easy"
@@ -22,7 +23,8 @@ class Found(NamedTuple):
       gaps: of the seeds for which all have ended (S, C); NaN where a run diverged.
       effects: main effects and then interactions; empty where too little has run.
       why: why there are none, or empty.
-      same: groups of cells whose numbers agree on all of several seeds.
+      same: groups of cells whose numbers agree on all of several seeds; the original
+        model stands among those that moved nothing that can be measured.
     """
 
     cells: list[str]
@@ -46,10 +48,11 @@ def gather(rows: Sequence[Mapping[str, Any]]) -> Found:
     except ValueError as error:
         why = str(error)
     groups: dict[Any, list[str]] = {}
-    for name in cells if len(whole) > 1 else ():
-        runs = [ended[name, s] for s in whole]
-        told = tuple(tuple(map(run.get, _METRICS)) for run in runs)
-        groups.setdefault(told, []).append(name)
+    for name in (ORIGINAL, *cells) if len(whole) > 1 else ():
+        runs = [ended.get((name, s), {}) for s in whole]
+        if all(run.get("status") == "ok" for run in runs):
+            told = tuple(tuple(map(run.get, _METRICS)) for run in runs)
+            groups.setdefault(told, []).append(name)
     return Found(cells, gaps, found, why, [g for g in groups.values() if len(g) > 1])
 
 
@@ -66,12 +69,14 @@ def verdict(found: Found) -> list[str]:
         sentences.append(_comparison(found, means))
     if found.why:
         sentences.append(f"There are no effects: {found.why}")
-    if len(lost := np.flatnonzero(np.isnan(found.gaps).any(0))):
-        names = ", ".join(found.cells[i] for i in lost)
-        sentences.append(f"Diverged on some seed, and left out there: {names}.")
-    for group in found.same:
-        names = ", ".join(group)
-        sentences.append(f"Identical on all seeds, number by number: {names}.")
+    lost = np.isnan(found.gaps).sum(0)
+    if names := [f"{found.cells[i]} ({lost[i]})" for i in np.flatnonzero(lost)]:
+        sentences.append(
+            f"Diverged, on so many seeds, and left out there: {', '.join(names)}."
+        )
+    if found.same:
+        groups = "; ".join(" = ".join(group) for group in found.same)
+        sentences.append(f"The same numbers on all seeds: {groups}.")
     return sentences
 
 

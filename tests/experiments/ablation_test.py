@@ -438,7 +438,7 @@ class FindingsTest(parameterized.TestCase):
         self.assertEqual(np.isnan(found.gaps).sum(), 1)
         self.assertLen(found.effects, 9 + 29)
         text = " ".join(findings.verdict(found))
-        self.assertIn("left out there: random_projection_full_hard", text)
+        self.assertIn("left out there: random_projection_full_hard (1).", text)
 
     def test_only_whole_seeds_count_and_equal_cells_are_named(self):
         all_rows = rows({})
@@ -452,9 +452,8 @@ class FindingsTest(parameterized.TestCase):
             if row["method"] in ("none_none_full_easy", "none_none_full_hard"):
                 row["ua"] = row["seed"]
         text = " ".join(findings.verdict(findings.gather(all_rows)))
-        self.assertIn(
-            "number by number: none_none_full_easy, none_none_full_hard.", text
-        )
+        same = "none_none_full_easy = none_none_full_hard."
+        self.assertIn(f"The same numbers on all seeds: {same}", text)
 
     def test_with_one_seed_there_are_cells_and_no_effects(self):
         found = findings.gather([row for row in rows({}) if row["seed"] == 0])
