@@ -21,7 +21,8 @@ class Found(NamedTuple):
     Attributes:
       cells: names of those that have a row.
       gaps: of the seeds for which all have ended (S, C); NaN where a run diverged.
-      effects: main effects and then interactions; empty where too little has run.
+      effects: main effects and then interactions of the cells that never diverged;
+        empty where too little has run.
       why: why there are none, or empty.
       same: groups of cells whose numbers agree on all of several seeds; the original
         model stands among those that moved nothing that can be measured.
@@ -43,8 +44,10 @@ def gather(rows: Sequence[Mapping[str, Any]]) -> Found:
     gaps = np.array([[_gap(ended[name, s]) for name in cells] for s in whole])
     gaps = gaps.reshape(len(whole), len(cells))
     found, why = [], ""
+    # Seeds on which such a cell has barely survived would count as the whole of it.
+    stable = np.where(np.isnan(gaps).any(0), np.nan, gaps)
     try:
-        found = estimate(gaps, [CELLS[name].levels for name in cells], _levels(cells))
+        found = estimate(stable, [CELLS[name].levels for name in cells], _levels(cells))
     except ValueError as error:
         why = str(error)
     groups: dict[Any, list[str]] = {}
@@ -72,7 +75,8 @@ def verdict(found: Found) -> list[str]:
     lost = np.isnan(found.gaps).sum(0)
     if names := [f"{found.cells[i]} ({lost[i]})" for i in np.flatnonzero(lost)]:
         sentences.append(
-            f"Diverged, on so many seeds, and left out there: {', '.join(names)}."
+            "Diverged, on so many seeds, and left out of the effects on all: "
+            f"{', '.join(names)}."
         )
     if found.same:
         groups = "; ".join(" = ".join(group) for group in found.same)
