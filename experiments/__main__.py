@@ -8,7 +8,7 @@ COMMANDS = {
     "classification": "unlearn from an image classifier, beside Retrain",
     "diffusion": "forget a class in a diffusion model, beside Retrain",
     "text_to_image": "forget a concept in a text-to-image model, beside Retrain",
-    "ablation": "cross the parts of SalUn, SEMU and CUFG, effects beside Retrain",
+    "ablation": "cross the parts of SalUn, SEMU and CUFG beside Retrain",
     "audit": "audit unlearning over a bank of models",
     "tune": "search a classifier's recipes against a validation Retrain",
     "reports": "put the studies of a results folder side by side",
