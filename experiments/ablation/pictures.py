@@ -48,7 +48,7 @@ def cells(numbers: np.ndarray, names: Sequence[str]) -> Figure:
             axes.add_patch(Rectangle((j - 0.48, i - 0.48), 0.96, 0.96, **frame))
     axes.set_yticks(range(len(down)), [f"{space}, {mask} mask" for space, mask in down])
     words = [f"{corrector}\n{order}" for corrector, order in across]
-    axes.set_xticks(range(len(across)), words, fontsize=9)
+    axes.set_xticks(range(len(across)), words, fontsize=8)
     axes.tick_params(length=0)
     return figure
 
