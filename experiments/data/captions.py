@@ -103,7 +103,7 @@ def read_folder(path: str | pathlib.Path, size: int = 32) -> Captioned:
         )
     captions: dict[str, Caption] = {}
     images, numbers = [], []
-    for place, row in _rows(table):
+    for place, row in rows(table):
         name, text = row.get("file_name"), row.get("text")
         others = row.get("paraphrases", [])
         if (
@@ -224,7 +224,7 @@ def _holds(text: Sequence[str], wanted: Sequence[str]) -> bool:
     return count > 0 and any(list(text[i : i + count]) == wanted for i in starts)
 
 
-def _rows(table: pathlib.Path) -> list[tuple[str, dict[str, Any]]]:
+def rows(table: pathlib.Path) -> list[tuple[str, dict[str, Any]]]:
     """Entries of a table, each with its place for messages."""
     with reading(f"The table {table}", "Give one object or row an image."):
         text = table.read_text(encoding="utf-8-sig")

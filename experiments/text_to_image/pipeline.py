@@ -60,6 +60,8 @@ class Networks:
       scaling: Latents as the U-Net sees them are the autoencoder's times this.
       factor: Pixels of an image along a side of one of its latents.
       length: L, tokens of a prompt.
+      sample_size: Height and width of the latents that the U-Net was trained for.
+      halvings: What divides height and width of latents.
 
     Raises:
       ModelError: For settings that are not built here, or that do not fit together.
@@ -94,6 +96,8 @@ class Networks:
         self.scaling = configs["vae"].get("scaling_factor") or 0.18215
         self.factor = 2 ** (len(configs["vae"]["block_out_channels"]) - 1)
         self.length = configs["text_encoder"]["max_position_embeddings"]
+        self.sample_size = configs["unet"].get("sample_size") or 64
+        self.halvings = 2 ** (len(configs["unet"]["block_out_channels"]) - 1)
         _check_fit(configs)
 
     def init(self, key: jax.Array) -> Params:
