@@ -249,7 +249,7 @@ def picture_size(config: Config, model: pipeline.Pipeline) -> int:
     return size
 
 
-def memory_hint(model: pipeline.Networks) -> str:
+def memory_hint(model: Any) -> str:
     """What training takes, in a line."""
     table = sizes.memory(model.shapes["unet"])
     full, cores = (table[name]["total"] / 1e9 for name in ("full", "cores"))

@@ -102,7 +102,7 @@ class Artist:
         return self._batches(one, np.asarray(numbers, np.int32), start)
 
     def noise(self, name: str, count: int) -> np.ndarray:
-        """Noise to start from, (count, h, w, 4), the first of it alike for any count."""
+        """Noise to start from, (count, h, w, 4); more begins like less."""
         key = study.random_key(name, 0)
         keys = jax.vmap(functools.partial(jax.random.fold_in, key))
         draw = jax.vmap(lambda key: jax.random.normal(key, self._shape))

@@ -1,8 +1,9 @@
-"""Unlearning in a person's own pipeline: what is read, refused, moved and left alone."""
+"""Unlearning in one's own pipeline: what is read, refused, moved and left alone."""
 
 import json
 import pathlib
 import tempfile
+import types
 
 import jax
 import numpy as np
@@ -171,7 +172,12 @@ class BadInputTest(PlaceTest):
         model = pipelines.load(folder)
         with self.assertRaisesRegex(own.cli.ConfigError, "multiple of 16"):
             own.picture_size(config, model)
-        self.assertIn("GB", own.memory_hint(model))
+
+    def test_says_what_training_takes(self):
+        kernel = jax.ShapeDtypeStruct((30_000, 10_000), "f")
+        model = types.SimpleNamespace(shapes={"unet": {"dense": {"kernel": kernel}}})
+        # Weights, the original, the gradient and two moments, of 4 bytes; a mask of 1.
+        self.assertIn(f"takes {0.3 * 21:.2f} GB", own.memory_hint(model))
 
 
 @pytest.mark.slow
