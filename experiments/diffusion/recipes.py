@@ -29,7 +29,7 @@ NOTES: Mapping[str, MethodNote] = recipes.BASELINE_NOTES | {
 
 
 def resolve(
-    changes: Changes, training: Optimisation, chosen: Mapping[str, Any]
+    changes: Changes, training: Any, chosen: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The numbers of every method, and of training under ``"training"``.
 

@@ -300,7 +300,7 @@ class Study:
         )
         self.drawings = own_task.Drawings(self.artist, self.prompts, config.samples)
         self.digest = digest(jax.tree.leaves(model.params))
-        self.unet = devices.place(model.params["unet"])
+        self.unet = model.params["unet"]  # on the host, between two uses
 
     def run(self, names: Sequence[str], numbers: Mapping[str, Any]) -> None:
         """Runs what is missing, and writes the report."""
@@ -414,7 +414,8 @@ class Study:
         method, size = task.build(name, recipe), recipe.batch_size
 
         def start():
-            return method.init(self.unet, {}, task.forget_batches(size))
+            unet = self.devices.place(self.unet)
+            return method.init(unet, {}, task.forget_batches(size))
 
         return study.Run(name, 0, method, start, task.feed, size)
 
@@ -432,10 +433,10 @@ class Study:
             self.model.save(folder, params, dtype=dtype)
             # As a person will have it: rounded to what the files hold.
             unet = pipeline.load(folder).params["unet"]
-            images = self.drawings.draw(self.devices.place(unet))
+            images = self.drawings.draw(unet)
             row |= self.drawings.measure(images, store.record(ORIGINAL, 0)["images"])
             row |= {
-                "moved": own_task.moved(unet, self.model.params["unet"]),
+                "moved": own_task.moved(unet, self.unet),
                 "seconds": result.seconds,
                 "trainable_fraction": result.trainable_fraction,
             }

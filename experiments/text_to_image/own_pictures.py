@@ -59,7 +59,8 @@ class Artist:
     ):
         self.size, self._at_once = size, at_once
         self._shape = (size // model.factor, size // model.factor, 4)
-        self._vae = devices.everywhere({"vae": params["vae"]})
+        vae = devices.everywhere({"vae": params["vae"]})
+        self._vae, self._devices = jax.tree.map(jnp.asarray, vae), devices
 
         @jax.jit
         def draw(unet, numbers, start):
@@ -67,7 +68,7 @@ class Artist:
             x = model.draw(
                 {"unet": unet},
                 jnp.asarray(states)[numbers],
-                states[null : null + 1],
+                jnp.asarray(states[null : null + 1]),
                 start,
                 steps=steps,
                 guidance=guidance,
@@ -93,8 +94,10 @@ class Artist:
           DivergedError: what the U-Net answers is not finite.
         """
 
+        here = jax.tree.map(jnp.asarray, self._devices.place(unet))
+
         def one(numbers, start):
-            latents, finite = self._draw(unet, numbers, start)
+            latents, finite = self._draw(here, numbers, start)
             if not finite:
                 raise DivergedError("The drawn latents are no longer finite.")
             return latents

@@ -235,9 +235,16 @@ class WholeTest(PlaceTest):
     def frozen(self, name, out, cache):
         """What SalUn's mask does not let move, computed again."""
         config = own.Config(
-            **dict(pipeline=GOLDEN / name, concept="a cat", target="a dog"),
-            **dict(retain="a car", paraphrases="cats", draw=4, samples=2),
-            **dict(sampling_steps=2, out=out, cache=cache),
+            pipeline=GOLDEN / name,
+            concept="a cat",
+            target="a dog",
+            retain="a car",
+            paraphrases="cats",
+            draw=4,
+            samples=2,
+            sampling_steps=2,
+            out=out,
+            cache=cache,
         )
         model = pipelines.load(GOLDEN / name)
         study = own.Study(config, model, own.asked_for(config), 64, ONE)
