@@ -93,7 +93,6 @@ class Artist:
         Raises:
           DivergedError: what the U-Net answers is not finite.
         """
-
         here = jax.tree.map(jnp.asarray, self._devices.place(unet))
 
         def one(numbers, start):
