@@ -24,6 +24,7 @@ class Config(cli.StudyConfig):
       python -m experiments.text_to_image --subjects "bomb,dagger,rose,key" --forget
         "bomb,dagger" --target rose
       python -m experiments.text_to_image --dataset folder:pictures --forget "red car"
+      python -m experiments.text_to_image --pipeline FOLDER --help
     """
 
     HEADING: ClassVar[str] = "text_to_image"

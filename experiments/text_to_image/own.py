@@ -36,8 +36,8 @@ from experiments.text_to_image import (
     sizes,
 )
 from experiments.text_to_image import recipes as usual
-from experiments.text_to_image.methods import METHODS
 from experiments.text_to_image.own_concepts import Concept, Prompts
+from experiments.text_to_image.own_task import METHODS
 
 PROG = "experiments.text_to_image"
 CONCEPT = ("concept", "target", "paraphrases", "retain", "images")

@@ -21,11 +21,15 @@ from experiments.engine.devices import Devices
 from experiments.models.border import Model
 from experiments.reporting.summary import Column
 from experiments.text_to_image import concept
-from experiments.text_to_image.methods import METHODS
+from experiments.text_to_image.methods import METHODS as ALL
+from experiments.text_to_image.methods import uce
 from experiments.text_to_image.own_concepts import Prompts
 from experiments.text_to_image.own_pictures import Artist
 from experiments.text_to_image.pipeline import Networks
 from mujax import diffusion, methods
+
+METHODS = {name: method for name, method in ALL.items() if method is not uce}
+"""Methods that learn from pictures; UCE edits what the small pipeline reads alone."""
 
 _RELABELLED = dict(forget_weight=2.0)  # SalUn's α of 0.5 beside it
 NUMBERS: Mapping[str, Mapping[str, Any]] = {
