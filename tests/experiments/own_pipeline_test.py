@@ -184,7 +184,7 @@ class BadInputTest(PlaceTest):
 class WholeTest(PlaceTest):
     @parameterized.parameters(
         ("sd1", "random_mask", "gradient_ascent"),  # answers the noise
-        ("sd2", "salun", "esd"),  # answers the velocity
+        ("sd2", "salun", "gradient_ascent"),  # answers the velocity
     )
     def test_unlearns_and_leaves_pipelines(self, name, masked, other):
         out, cache = self.place / "out", self.place / "cache"
