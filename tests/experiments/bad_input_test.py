@@ -73,7 +73,7 @@ class CommandLineTest(parameterized.TestCase):
         self.enterContext(contextlib.chdir(self.folder))
         # Building is dear: a model that is known comes from a cache.
         known = functools.cache(build)
-        self.enterContext(mock.patch.object(classification, "build", known))
+        self.enterContext(mock.patch.object(task, "build", known))
         load = mock.patch.dict(data.LOADERS, {"digits": digits})
         self.enterContext(load)
 
