@@ -30,7 +30,7 @@ TRANSFORMS = {
     ),
     "rectify": lambda p: with_value(transforms.rectify_updates()),
     "separate": lambda p: transforms.separate_updates(
-        optax.sgd(0.1, momentum=0.9), optax.sgd(0.2)
+        optax.sgd(0.1, momentum=0.5), optax.sgd(0.2)
     ),
     "blend": lambda p: transforms.blend_updates(0.75),
     "blend_on_schedule": lambda p: transforms.blend_updates(

@@ -64,8 +64,8 @@ class PartsTest(absltest.TestCase):
         self.assertNotEqual(classification.resolve_recipes(of_classes), as_random)
 
 
+@pytest.mark.slow
 class ScenarioTest(parameterized.TestCase):
-    @pytest.mark.slow
     @parameterized.parameters("memorised", "typical", "mislabelled")
     def test_a_study_forgets_the_same_images_with_every_seed(self, scenario):
         folder = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
