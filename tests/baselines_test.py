@@ -399,6 +399,54 @@ class BoundaryTest(parameterized.TestCase):
         np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-6)
 
 
+class AdversarialTest(absltest.TestCase):
+    def test_amun_learns_the_nearest_wrong_neighbour(self):
+        x, size, radii, steps = 0.5 + X / 8, 0.1, 3, 5
+        retain, forget = (x[:6], Y[:6]), (x[6:], Y[6:])
+        method = methods.amun(
+            outputs_fn,
+            optax.sgd(0.3),
+            get_inputs=lambda batch: batch[0],
+            set_inputs=lambda batch, x: (x, batch[1]),
+            share=0.25,
+            size=size,
+            radii=radii,
+            attack_steps=steps,
+        )
+        state = method.init(jnp.asarray(W))
+        for _ in range(2):
+            state, _ = method.step(state, retain, forget_batch=forget)
+
+        def attack(x, y, radius):
+            moved = np.zeros_like(x)
+            for _ in range(steps):
+                error = softmax((x + moved) @ W) - np.eye(4)[y]
+                gradient = W @ error
+                moved += 2.5 * radius / steps * gradient / np.linalg.norm(gradient)
+                moved *= min(1, radius / np.linalg.norm(moved))
+                moved = np.clip(x + moved, 0, 1) - x
+            return x + moved
+
+        near, labels, found_in = [], [], []
+        for one, label in zip(*forget, strict=True):
+            i, there = 0, one
+            for i in range(radii):
+                there = attack(one, label, size * 2**i)
+                if np.argmax(there @ W) != label:
+                    break
+            near.append(there)
+            labels.append(np.argmax(np.where(np.arange(4) == label, -9, there @ W)))
+            found_in.append(i)
+        self.assertGreater(len(set(found_in)), 1)
+        w, adversarial = W, (np.array(near), np.array(labels))
+        for _ in range(2):  # the neighbours stay the original's
+            ours, theirs = (
+                cross_entropy_gradient(w, *batch) for batch in (retain, adversarial)
+            )
+            w = w - 0.3 * (0.75 * ours + 0.25 * theirs)
+        np.testing.assert_allclose(method.finish(state)[0], w, rtol=1e-3, atol=1e-5)
+
+
 class TwoStreamsTest(parameterized.TestCase):
     @parameterized.parameters(0.02, 0.8, 3.0)
     def test_gdr_gma_by_its_formula(self, level):

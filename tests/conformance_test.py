@@ -333,6 +333,14 @@ METHODS = {
         get_inputs=lambda batch: batch[0],
         set_inputs=lambda batch, x: (x, batch[1]),
     ),
+    "amun": lambda _, optimizer: methods.amun(
+        outputs_fn,
+        optimizer,
+        get_inputs=lambda batch: batch[0],
+        set_inputs=lambda batch, x: (x, batch[1]),
+        attack_steps=2,
+        radii=2,
+    ),
     "gdr_gma": methods.gdr_gma,
     "sfron": lambda _, optimizer: with_retain(
         methods.sfron(outputs_fn, optimizer, optimizer, every=2)

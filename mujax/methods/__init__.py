@@ -3,6 +3,8 @@
 :mod:`mujax.methods.base` says what the three functions take and return.
 """
 
+from mujax.methods.adversarial import amun as amun
+from mujax.methods.adversarial import boundary_shrink as boundary_shrink
 from mujax.methods.base import FORGET as FORGET
 from mujax.methods.base import RETAIN as RETAIN
 from mujax.methods.base import DataUse as DataUse
@@ -14,7 +16,6 @@ from mujax.methods.base import StepInfo as StepInfo
 from mujax.methods.base import plain_loss as plain_loss
 from mujax.methods.base import trainable_fraction as trainable_fraction
 from mujax.methods.base import with_data as with_data
-from mujax.methods.boundary import boundary_shrink as boundary_shrink
 from mujax.methods.cufg import cufg as cufg
 from mujax.methods.cufg import released_forget_weight as released_forget_weight
 from mujax.methods.cufg import released_threshold as released_threshold

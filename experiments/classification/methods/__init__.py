@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from experiments.classification.methods import (
+    amun,
     bad_teacher,
     boundary_shrink,
     ct,
@@ -73,6 +74,7 @@ METHODS: Mapping[str, Method] = {
     "sfron": sfron,
     "gdr_gma": gdr_gma,
     "boundary_shrink": boundary_shrink,
+    "amun": amun,
     "influence": influence,
     "random_mask": random_mask,
     "smallest_mask": smallest_mask,

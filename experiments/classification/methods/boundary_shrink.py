@@ -32,8 +32,8 @@ def build(recipe: Recipe, losses: Losses, steps: int) -> methods.Method:
     return methods.boundary_shrink(
         losses.train_outputs,
         recipe.sgd(steps),
-        get_inputs=_pixels,
-        set_inputs=_with_pixels,
+        get_inputs=pixels,
+        set_inputs=with_pixels,
         size=recipe.size,
         eval_outputs_fn=losses.evaluation_outputs,
     )
@@ -46,9 +46,11 @@ def suggest(trial: Trial, epochs: int) -> dict[str, Any]:
     }
 
 
-def _pixels(batch: Any) -> jax.Array:
+def pixels(batch: Any) -> jax.Array:
+    """The images of a batch, in [0, 1]."""
     return jnp.asarray(batch["image"], jnp.float32) / 255
 
 
-def _with_pixels(batch: Any, pixels: jax.Array) -> Any:
+def with_pixels(batch: Any, pixels: jax.Array) -> Any:
+    """The batch with other images in their place."""
     return batch | {"image": 255 * pixels}
