@@ -15,7 +15,7 @@ from typing import ClassVar, Literal
 
 import rich.console
 
-from experiments.audit import audits, meta, pictures
+from experiments.audit import audits, meta, pictures, scoring
 from experiments.audit import bank as banks
 from experiments.audit import pool as pools
 from experiments.classification import config as classification
@@ -119,6 +119,11 @@ class Config(cli.StudyConfig):
             raise cli.ConfigError(
                 "--meta judges audits, not methods, and in one piece: leave out "
                 "--methods and --share."
+            )
+        if self.meta and self.seeds < 2 * scoring.GROUP:
+            raise cli.ConfigError(
+                f"--models {self.seeds}: --meta compares groups of {scoring.GROUP}, so "
+                f"give at least {2 * scoring.GROUP}."
             )
         if self.share is not None:
             parts = re.fullmatch(r"(\d{1,6})/(\d{1,6})", self.share)

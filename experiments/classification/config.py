@@ -80,6 +80,10 @@ class Config(cli.StudyConfig):
                 "--train-size: indices would mean other images. Leave it out with "
                 "--scenario indices."
             )
+        if self.scenario in DRAWS and not 0 < self.forget_fraction < 1:
+            raise cli.ConfigError(
+                f"--forget-fraction {self.forget_fraction:g}: give one between 0 and 1."
+            )
         if self.forgotten_indices is not None and self.checkpoint is None:
             raise cli.ConfigError(
                 "--forgotten-indices says what a given model has been made to forget: "

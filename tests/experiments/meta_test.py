@@ -157,6 +157,9 @@ class CommandTest(absltest.TestCase):
             code, _, errors = run("--meta", *flags)
             self.assertEqual(code, 2)
             self.assertIn("leave out --methods and --share", errors)
+        code, _, errors = run("--meta", "--models", "10")
+        self.assertEqual(code, 2)
+        self.assertIn("give at least 16", errors)
 
     @pytest.mark.slow
     def test_leaves_both_tables_and_goes_on(self):

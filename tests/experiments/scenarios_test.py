@@ -63,6 +63,11 @@ class PartsTest(absltest.TestCase):
         of_classes = classification.Config(scenario="class")
         self.assertNotEqual(classification.resolve_recipes(of_classes), as_random)
 
+    def test_a_share_that_cannot_be_is_refused_before_any_training(self):
+        code, said, errors = run("--scenario", "typical", "--forget-fraction", "2")
+        self.assertEqual((code, said), (2, ""))
+        self.assertIn("--forget-fraction 2: give one between 0 and 1", errors)
+
 
 @pytest.mark.slow
 class ScenarioTest(parameterized.TestCase):
