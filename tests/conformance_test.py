@@ -11,8 +11,8 @@ import optax
 from absl.testing import absltest, parameterized
 
 from mujax import methods, subspace, transforms
+from tests import compilations, reference
 from tests import methods_test as small
-from tests import reference
 
 # Transforms: name -> (params -> transform).
 
@@ -435,6 +435,16 @@ class MethodTest(parameterized.TestCase):
         self.assertEqual(infos.loss.shape, (METHOD_STEPS,))
         self.assertEqual(infos.loss.dtype, jnp.float32)
         self.assertEqual(states[-1].step, 3 * METHOD_STEPS)
+
+    @parameterized.parameters(*METHODS)
+    def test_a_second_start_compiles_nothing(self, name):
+        method, (params, forget, _) = method_runs(name)[0], problem()
+        method.init(params, (), forget)
+        with compilations.counted() as compiled:
+            method.init(params, (), forget)
+            self.assertEmpty(compiled)
+            jax.jit(lambda x: x + 1)(forget[0][0])
+            self.assertNotEmpty(compiled)  # it counts
 
     @parameterized.product(name=list(METHODS), dtype=[jnp.bfloat16, jnp.float16])
     def test_keeps_low_precision(self, name, dtype):

@@ -13,6 +13,7 @@ from absl.testing import absltest, parameterized
 from jax.tree_util import Partial
 
 from mujax import correction, curriculum, gradients, methods, saliency
+from tests import compilations
 
 WEIGHTS, BATCH = jnp.ones(3), jnp.ones((2, 3))
 
@@ -159,23 +160,13 @@ class WhatIsSeenTest(parameterized.TestCase):
         (name, LOSSES[name]) for name in ("closure", "object", "bound_method")
     )
     def test_the_same_loss_compiles_once(self, make):
-        traces = []
-
-        def compiled(event, *args, **kwargs):
-            del args, kwargs
-            if event == "/jax/core/compile/backend_compile_duration":
-                traces.append(event)
-
         loss_fn = make(jnp.full(7, 2.0))
         slope(loss_fn)
-        jax.monitoring.register_event_duration_secs_listener(compiled)
-        try:
+        with compilations.counted() as compiled:
             self.assertEqual([slope(loss_fn) for _ in range(3)], [2, 2, 2])
-            self.assertEmpty(traces)
+            self.assertEmpty(compiled)
             slope(make(jnp.full(7, 3.0)))
-            self.assertNotEmpty(traces)  # of another loss, so that the event is known
-        finally:
-            jax.monitoring.clear_event_listeners()
+            self.assertNotEmpty(compiled)  # of another loss, so that it counts
 
 
 if __name__ == "__main__":

@@ -340,14 +340,14 @@ def descend(
     return Method(init, step, finish, data_use)
 
 
-def need_forget_batches(forget_batches: Iterable[PyTree] | None, what: str):
-    """The batches, or an error that says what they are for."""
-    if forget_batches is None:
+def need_batches(batches: Iterable[PyTree] | None, part: str, what: str):
+    """The batches of a part, or an error that says what they are for."""
+    if batches is None:
         raise ValueError(
-            f"init got forget_batches=None, wanted the batches of the forget set to "
+            f"init got {part}_batches=None, wanted batches of the {part} set to "
             f"compute {what}."
         )
-    return forget_batches
+    return batches
 
 
 def _forgetting_gradient(loss_fn, state, batch, key, microbatch_size, axis_name):

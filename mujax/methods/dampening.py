@@ -63,7 +63,9 @@ def ssd(
         return jax.tree.map(_square, grads)
 
     def start(params, model_state, forget_batches):
-        batches = list(base.need_forget_batches(forget_batches, "SSD's importance"))
+        batches = list(
+            base.need_batches(forget_batches, base.FORGET, "SSD's importance")
+        )
         squares = [squared(params, model_state, batch) for batch in batches]
         return jax.tree.map(lambda *x: sum(x) / len(x), *squares)
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from mujax import gradients
 from mujax._meshes import one_by_one
+from mujax._programs import program
 from mujax._trees import (
     PyTree,
     check_mask,
@@ -84,24 +85,18 @@ def influence(
         if mask is not None:
             check_mask(mask)
             mask = match(mask, params, "mask", "params")
-        forget = list(base.need_forget_batches(forget_batches, "their mean gradient"))
-        if retain_batches is None:
-            raise ValueError(
-                "init got retain_batches=None, wanted batches of the retain set to "
-                "compute the curvature."
-            )
-        retain = list(retain_batches)
+        forget = list(
+            base.need_batches(forget_batches, base.FORGET, "their mean gradient")
+        )
+        retain = list(base.need_batches(retain_batches, base.RETAIN, "the curvature"))
         loss = base.plain_loss(loss_fn, model_state)
         away, stay = (
             base.mean_over(axis_name, gradients.mean_gradient(loss, params, batches))
             for batches in (forget, retain)
         )
-        direction = _solve(
-            lambda v: base.mean_over(axis_name, _curvature(loss, params, retain, v)),
-            jax.tree.map(jnp.subtract, away, stay),
-            damping,
-            iterations,
-        )
+        solve = program(_solve, loss, axis_name, iterations)
+        rhs = jax.tree.map(jnp.subtract, away, stay)
+        direction = solve(params, retain, rhs, jnp.asarray(damping, jnp.float32))
         moved = jax.tree.map(
             lambda p, d: (widened(p) + scale * d).astype(p.dtype), params, direction
         )
@@ -124,11 +119,12 @@ def influence(
     return base.Method(init, step, finish, data_use)
 
 
-def _solve(product, rhs: PyTree, damping: Any, iterations: int) -> PyTree:
+def _solve(loss, axis_name, iterations: int, params, batches, rhs, damping) -> PyTree:
     """(δI + F)⁻¹ of a float32 tree."""
 
     def damped(v):
-        return jax.tree.map(lambda f, x: f + damping * x, product(v), v)
+        product = base.mean_over(axis_name, _curvature(loss, params, batches, v))
+        return jax.tree.map(lambda f, x: f + damping * x, product, v)
 
     solution, _ = jax.scipy.sparse.linalg.cg(damped, rhs, maxiter=iterations)
     return solution

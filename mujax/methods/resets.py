@@ -138,18 +138,14 @@ def msg(
         if mask is not None:
             check_mask(mask)
             mask = match(mask, params, "mask", "params")
-        forget = base.need_forget_batches(forget_batches, "MSG's gradients")
-        if retain_batches is None:
-            raise ValueError(
-                "init got retain_batches=None, wanted as many batches of the retain "
-                "set as of the forget set."
-            )
+        forget = base.need_batches(forget_batches, base.FORGET, "MSG's gradients")
+        retain = base.need_batches(retain_batches, base.RETAIN, "MSG's gradients")
         if key is None:
             raise ValueError("init got key=None, wanted one to draw new entries.")
         loss = base.plain_loss(measured, model_state)
         away, towards = (
             gradients.sum_gradients(loss, params, batches)
-            for batches in (forget, retain_batches)
+            for batches in (forget, retain)
         )
         distance = jax.tree.map(lambda r, f: jnp.abs(r - f), towards, away)
         old, drawn = _by_window(

@@ -106,7 +106,7 @@ def salun(
 
     def start(params, model_state, forget_batches, mask):
         if mask is None:
-            batches = base.need_forget_batches(forget_batches, "SalUn's saliency")
+            batches = base.need_batches(forget_batches, base.FORGET, "SalUn's saliency")
             scores = score(base.plain_loss(scoring_loss, model_state), params, batches)
             mask = select(scores, fraction)
         return base.Start(params, (), mask)

@@ -182,7 +182,7 @@ def _semu(
         )
 
     def start(params, model_state, forget_batches, mask):
-        batches = base.need_forget_batches(forget_batches, "SEMU's bases")
+        batches = base.need_batches(forget_batches, base.FORGET, "SEMU's bases")
         loss = base.plain_loss(basis_loss_fn or loss_fn, model_state)
         grads = gradients.sum_gradients(loss, params, batches)
         if mask is not None:

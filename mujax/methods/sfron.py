@@ -5,7 +5,6 @@ Enhancement*, arXiv:2409.19732; with an optimiser of its own for the forget step
 *DualOptim* (2025), arXiv:2504.15827.
 """
 
-import functools
 from collections.abc import Iterable
 
 import jax
@@ -13,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from mujax import gradients
+from mujax._programs import Adapted
 from mujax._trees import PyTree, select
 from mujax.methods import base
 from mujax.methods.distillation import OutputsFn
@@ -81,10 +81,6 @@ def sfron(
     look = outputs_fn if eval_outputs_fn is None else eval_outputs_fn
     forget_tx = optax.with_extra_args_support(forget_optimizer)
 
-    def mean_loss(look, params, model_state, batch, key):
-        losses, weights, model_state = _rows(look, params, model_state, batch, key)
-        return jnp.mean(weights * losses), (model_state, None)
-
     def ascended(params, model_state, batch, key):
         losses, weights, _ = _rows(look, params, model_state, batch, key)
         forgotten = jax.lax.stop_gradient(jnp.maximum(losses, 1e-6)) ** -power
@@ -93,7 +89,7 @@ def sfron(
         return -base.mean_over(axis_name, jnp.mean(ours * losses))
 
     method = base.descend(
-        functools.partial(mean_loss, outputs_fn),
+        Adapted(_mean_loss, outputs_fn),
         optimizer,
         base.DataUse(
             passes=((base.RETAIN,),),
@@ -115,18 +111,14 @@ def sfron(
     ) -> base.State:
         del key
         state = method.init(params, model_state, mask=mask)
-        forget = base.need_forget_batches(forget_batches, "SFRon's mask")
-        if retain_batches is None:
-            raise ValueError(
-                "init got retain_batches=None, wanted batches of the retain set to "
-                "compute SFRon's mask."
-            )
-        loss = base.plain_loss(functools.partial(mean_loss, look), model_state)
+        forget = base.need_batches(forget_batches, base.FORGET, "SFRon's mask")
+        retain = base.need_batches(retain_batches, base.RETAIN, "SFRon's mask")
+        loss = base.plain_loss(Adapted(_mean_loss, look), model_state)
         ours, others = (
             base.mean_over(
                 axis_name, gradients.mean_squared_gradient(loss, params, batches)
             )
-            for batches in (forget, retain_batches)
+            for batches in (forget, retain)
         )
         salient = jax.tree.map(lambda f, r: f >= importance * r, ours, others)
         if state.mask is not None:
@@ -167,6 +159,12 @@ def sfron(
         return state._replace(opt_state=(state.opt_state, forget_state)), info
 
     return method._replace(init=init, step=step)
+
+
+def _mean_loss(look: OutputsFn, params, model_state, batch, key):
+    """The mean cross-entropy as a loss function."""
+    losses, weights, model_state = _rows(look, params, model_state, batch, key)
+    return jnp.mean(weights * losses), (model_state, None)
 
 
 def _rows(look: OutputsFn, params, model_state, batch, key):
