@@ -6,7 +6,7 @@ like. Good ones never saw what was to be forgotten.
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,6 @@ from experiments.classification.optimisation import Losses, Optimisation
 from experiments.engine.task import ORIGINAL
 from experiments.reporting.report import MethodNote
 from mujax import methods
-from mujax._trees import PyTree
 
 AGAIN, OTHERWISE, ROUNDED = "retrain_again", "retrain_otherwise", "rounded"
 WRAPPER, CONSTANT = "wrapper", "constant"
@@ -91,7 +90,7 @@ def _new_head(recipe: Optimisation, losses: Losses, steps: int) -> methods.Metho
     return method._replace(init=init)
 
 
-def _changed(change: Callable[[PyTree], PyTree]) -> Callable[..., methods.Method]:
+def _changed(change: Callable[[Any], Any]) -> Callable[..., methods.Method]:
     """Changes the original's weights once; steps do nothing."""
 
     def build(recipe: Optimisation, losses: Losses, steps: int) -> methods.Method:
@@ -110,7 +109,7 @@ def _changed(change: Callable[[PyTree], PyTree]) -> Callable[..., methods.Method
     return build
 
 
-def _noisy(params: PyTree, share: float = 0.1) -> PyTree:
+def _noisy(params: Any, share: float = 0.1) -> Any:
     """Normal noise of a share of each array's spread."""
     leaves, structure = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(0), len(leaves))
@@ -120,7 +119,7 @@ def _noisy(params: PyTree, share: float = 0.1) -> PyTree:
     )
 
 
-def _rounded(params: PyTree) -> PyTree:
+def _rounded(params: Any) -> Any:
     """Each array in 255 steps, from its largest magnitude down to its negative."""
 
     def one(p: jax.Array) -> jax.Array:
