@@ -43,47 +43,100 @@ from mujax import methods
 
 DOSES = 0.25, 0.5, 0.75
 """Shares of what is to be forgotten that models are trained on."""
+DESCRIPTION = (
+    "Models whose truth is known: those that never saw what was to be forgotten are "
+    "good, the original and what is made of it are bad, however they look. An audit is "
+    "worth as much as it tells them apart."
+)
+READING = """\
+Models, Retrains: what an audit looks at for one verdict; all is every Retrain there is.
+Tells apart: how often a model (or eight) that forgot nothing scores above one that
+never saw it, in %; 50 is chance; the interval is the bootstrap over models within their
+kinds. False alarms: how often Retrain otherwise, which is good, lies above what a
+twentieth of Retrain again exceeds, in %. Dose: rank correlation of the score with the
+share that was trained on. Rounding: agreement before and after the weights are rounded
+to eight bits. Halves: rank correlation of the kinds between two halves of the bank.
+Flagged: share of each kind above the threshold. Output wrapper and Constant are
+controls and count in no other column."""
 
 
-class MetaBank(Bank):
-    """A bank with the kinds beside the baselines."""
-
-    def build(self, name: str, recipe: Any, steps: int) -> methods.Method:
-        """A kind's method, or a baseline's training."""
-        if name in KINDS:
-            return KINDS[name].build(recipe, self.losses, steps)
-        return super().build(name, recipe, steps)
-
-
-class DoseBank(Bank):
-    """Retrains that saw a share of what was to be forgotten.
+def audit_audits(
+    study: Study, panel: str, pool: Pool, folder: pathlib.Path, command: list[str]
+) -> None:
+    """Runs what is missing of all kinds and doses, and leaves the report.
 
     Args:
-      config: as of a bank.
-      pool: as of a bank.
-      share: of each model's half of the pool.
+      study: the models, and how the bench is to run them.
+      panel: what the pool is.
+      pool: which examples are forgotten.
+      folder: where to keep it.
+      command: the words that reproduce it.
     """
+    training = resolve_recipes(study)["training"]
+    numbers = {"training": training} | {
+        name: kind.recipe(training) for name, kind in KINDS.items()
+    }
+    bank = MetaBank(study, pool)
+    settings = {
+        "command": command,
+        "panel": panel,
+        "models": study.seeds,
+        "precision": study.precision,
+        "input": inputs(bank),
+        "recipes": {name: dataclasses.asdict(r) for name, r in numbers.items()},
+    }
+    extendable = ("command", "models")
+    notes = recipes.BASELINE_NOTES | {k: kind.note for k, kind in KINDS.items()}
+    labels = {name: note.label for name, note in notes.items()}
+    order = (*BASELINES, *KINDS)
+    doses = _doses(study, pool, folder, settings, extendable, numbers)
+    with Store(folder, settings, extendable, order) as store:
 
-    def __init__(self, config: Study, pool: Pool, share: float):
-        self._share = share
-        super().__init__(config, pool)
-        self.split = self._dosed(0)
+        def accuracies() -> summary.Summary:
+            return summary.summarise(store.rows, bank.columns, labels=labels)
 
-    def for_seed(self, seed: int) -> Self:
-        """The task of a model."""
-        other = copy.copy(self)
-        other.split = self._dosed(seed)
-        return other
+        def table_so_far():
+            return tables.rich_table(accuracies(), pending=order)
 
-    def _dosed(self, model: int) -> data.Split:
-        whole = self.pool.split(model)
-        order = data.shuffled(len(whole.forget), model)
-        seen = whole.forget[order[: round(self._share * len(whole.forget))]]
-        return dataclasses.replace(
-            whole,
-            forget=np.setdiff1d(whole.forget, seen).astype(np.int32),
-            retain=np.sort(np.concatenate([whole.retain, seen])),
+        Bench(bank, numbers, store, study).run_all(tuple(KINDS), table_so_far)
+        if not processes.leads():
+            return
+        found = asked(store, pool, order)
+        if set(found) != set(order) or len(doses) < len(DOSES):
+            say("experiments.audit: too few models ended well to judge the audits.")
+            return
+        results = judged(found, doses, pool.dataset.num_classes)
+        text, answer = table(results), advice(results)
+        write_atomically(folder / "meta.md", f"{text}\n\n{answer}\n".encode())
+        kept = {k: {**v._asdict(), "flagged": seen} for k, (v, seen) in results.items()}
+        write_atomically(folder / "meta.json", to_json(kept).encode())
+        report.write(
+            folder,
+            store.results,
+            bank.columns,
+            title=f"Audit of audits: {panel}",
+            description=f"{DESCRIPTION} {answer}",
+            figures=[
+                report.Figure(
+                    "faithfulness",
+                    "How well each audit tells who forgot",
+                    "Share of pairs in which a model that forgot nothing scores above "
+                    "one that never saw it, with 95 % intervals. 50 is chance.",
+                    lambda: pictures.faithfulness(
+                        {label: verdict for label, (verdict, _) in results.items()}
+                    ),
+                )
+            ],
+            methods=notes,
+            texts=(
+                report.Text("The audits, audited", text),
+                report.Text("How to read it", READING),
+            ),
+            summary=audits.audited(
+                accuracies(), {name: kind.margins for name, kind in found.items()}
+            ),
         )
+        print(f"{text}\n\n{answer}\nReport: {folder / 'report.html'}")
 
 
 def asked(store: Store, pool: Pool, names: Sequence[str]) -> dict[str, Asked]:
@@ -194,109 +247,45 @@ def table(judgements: Mapping[str, tuple[scoring.Verdict, dict[str, float]]]) ->
     return "\n".join(lines)
 
 
-DESCRIPTION = (
-    "Models whose truth is known: those that never saw what was to be forgotten are "
-    "good, the original and what is made of it are bad, however they look. An audit is "
-    "worth as much as it tells them apart."
-)
-READING = """\
-Models, Retrains: what an audit looks at for one verdict; all is every Retrain there is.
-Tells apart: how often a model (or eight) that forgot nothing scores above one that
-never saw it, in %; 50 is chance; the interval is the bootstrap over models within their
-kinds. False alarms: how often Retrain otherwise, which is good, lies above what a
-twentieth of Retrain again exceeds, in %. Dose: rank correlation of the score with the
-share that was trained on. Rounding: agreement before and after the weights are rounded
-to eight bits. Halves: rank correlation of the kinds between two halves of the bank.
-Flagged: share of each kind above the threshold. Output wrapper and Constant are
-controls and count in no other column."""
+class MetaBank(Bank):
+    """A bank with the kinds beside the baselines."""
+
+    def build(self, name: str, recipe: Any, steps: int) -> methods.Method:
+        """A kind's method, or a baseline's training."""
+        if name in KINDS:
+            return KINDS[name].build(recipe, self.losses, steps)
+        return super().build(name, recipe, steps)
 
 
-def _cost(candidate: scoring.Candidate) -> float:
-    return np.inf if candidate.retrains is None else candidate.retrains
-
-
-def _needs(candidate: scoring.Candidate) -> str:
-    retrains = {None: "many Retrains", 0: "no Retrain", 1: "one Retrain"}
-    return retrains[candidate.retrains]
-
-
-def audit_audits(
-    study: Study, panel: str, pool: Pool, folder: pathlib.Path, command: list[str]
-) -> None:
-    """Runs what is missing of all kinds and doses, and leaves the report.
+class DoseBank(Bank):
+    """Retrains that saw a share of what was to be forgotten.
 
     Args:
-      study: the models, and how the bench is to run them.
-      panel: what the pool is.
-      pool: which examples are forgotten.
-      folder: where to keep it.
-      command: the words that reproduce it.
+      config: as of a bank.
+      pool: as of a bank.
+      share: of each model's half of the pool.
     """
-    training = resolve_recipes(study)["training"]
-    numbers = {"training": training} | {
-        name: kind.recipe(training) for name, kind in KINDS.items()
-    }
-    bank = MetaBank(study, pool)
-    settings = {
-        "command": command,
-        "panel": panel,
-        "models": study.seeds,
-        "precision": study.precision,
-        "input": inputs(bank),
-        "recipes": {name: dataclasses.asdict(r) for name, r in numbers.items()},
-    }
-    extendable = ("command", "models")
-    notes = recipes.BASELINE_NOTES | {k: kind.note for k, kind in KINDS.items()}
-    labels = {name: note.label for name, note in notes.items()}
-    order = (*BASELINES, *KINDS)
-    doses = _doses(study, pool, folder, settings, extendable, numbers)
-    with Store(folder, settings, extendable, order) as store:
 
-        def accuracies() -> summary.Summary:
-            return summary.summarise(store.rows, bank.columns, labels=labels)
+    def __init__(self, config: Study, pool: Pool, share: float):
+        self._share = share
+        super().__init__(config, pool)
+        self.split = self._dosed(0)
 
-        def table_so_far():
-            return tables.rich_table(accuracies(), pending=order)
+    def for_seed(self, seed: int) -> Self:
+        """The task of a model."""
+        other = copy.copy(self)
+        other.split = self._dosed(seed)
+        return other
 
-        Bench(bank, numbers, store, study).run_all(tuple(KINDS), table_so_far)
-        if not processes.leads():
-            return
-        found = asked(store, pool, order)
-        if set(found) != set(order) or len(doses) < len(DOSES):
-            say("experiments.audit: too few models ended well to judge the audits.")
-            return
-        results = judged(found, doses, pool.dataset.num_classes)
-        text, answer = table(results), advice(results)
-        write_atomically(folder / "meta.md", f"{text}\n\n{answer}\n".encode())
-        kept = {k: {**v._asdict(), "flagged": seen} for k, (v, seen) in results.items()}
-        write_atomically(folder / "meta.json", to_json(kept).encode())
-        report.write(
-            folder,
-            store.results,
-            bank.columns,
-            title=f"Audit of audits: {panel}",
-            description=f"{DESCRIPTION} {answer}",
-            figures=[
-                report.Figure(
-                    "faithfulness",
-                    "How well each audit tells who forgot",
-                    "Share of pairs in which a model that forgot nothing scores above "
-                    "one that never saw it, with 95 % intervals. 50 is chance.",
-                    lambda: pictures.faithfulness(
-                        {label: verdict for label, (verdict, _) in results.items()}
-                    ),
-                )
-            ],
-            methods=notes,
-            texts=(
-                report.Text("The audits, audited", text),
-                report.Text("How to read it", READING),
-            ),
-            summary=audits.audited(
-                accuracies(), {name: kind.margins for name, kind in found.items()}
-            ),
+    def _dosed(self, model: int) -> data.Split:
+        whole = self.pool.split(model)
+        order = data.shuffled(len(whole.forget), model)
+        seen = whole.forget[order[: round(self._share * len(whole.forget))]]
+        return dataclasses.replace(
+            whole,
+            forget=np.setdiff1d(whole.forget, seen).astype(np.int32),
+            retain=np.sort(np.concatenate([whole.retain, seen])),
         )
-        print(f"{text}\n\n{answer}\nReport: {folder / 'report.html'}")
 
 
 def _doses(
@@ -319,3 +308,12 @@ def _doses(
             if kinds := asked(store, pool, [REFERENCE]):
                 found[share] = kinds[REFERENCE]
     return found
+
+
+def _cost(candidate: scoring.Candidate) -> float:
+    return np.inf if candidate.retrains is None else candidate.retrains
+
+
+def _needs(candidate: scoring.Candidate) -> str:
+    retrains = {None: "many Retrains", 0: "no Retrain", 1: "one Retrain"}
+    return retrains[candidate.retrains]
